@@ -1,0 +1,2 @@
+//! The ABI shared by the BPF programs and userspace.
+#![no_std]

@@ -1,0 +1,1 @@
+//! Probes the kernel, loads and attaches the BPF programs, and hands out typed handles.

@@ -1,0 +1,3 @@
+//! An eBPF-steered HTTP and TCP reverse proxy, as a library.
+
+pub mod ipc;

@@ -1,0 +1,3 @@
+//! The `underpass` executable.
+
+fn main() {}
