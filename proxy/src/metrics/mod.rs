@@ -1,0 +1,139 @@
+//! What the workers count, and how the supervisor sees it without asking them.
+//!
+//! Each worker owns one block of 64-bit counters in shared memory (a memfd that the supervisor made). It is the only
+//! writer, so counting is a plain load, add and store; the supervisor reads whenever it likes. The block outlives the
+//! worker: a successor goes on counting where its predecessor died.
+
+mod histogram;
+mod memory;
+
+pub use histogram::{BUCKETS, Histogram, bucket_of, bucket_value_max};
+pub use memory::{Block, BlockError};
+
+/// Declares the counters: their index in the block, their name, and what they count.
+macro_rules! counters {
+    ($($(#[doc = $doc:literal])+ $variant:ident = $name:literal,)+) => {
+        /// A counter or gauge of one worker.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        #[repr(usize)]
+        pub enum Counter { $($(#[doc = $doc])+ $variant,)+ }
+
+        impl Counter {
+            /// Every counter, in the order of the block.
+            pub const ALL: &'static [Self] = &[$(Self::$variant,)+];
+
+            /// Its name in status and metrics.
+            pub fn name(self) -> &'static str {
+                match self { $(Self::$variant => $name,)+ }
+            }
+
+            /// What it counts.
+            pub fn help(self) -> &'static str {
+                match self { $(Self::$variant => concat!($($doc,)+),)+ }
+            }
+        }
+    };
+}
+
+counters! {
+    /// Client connections accepted.
+    Accepted = "connections_accepted",
+    /// Client connections open now (gauge).
+    ClientsActive = "connections_active",
+    /// Client connections refused or left waiting because of the limit of connections.
+    LimitReached = "connections_limit_reached",
+    /// Client connections that found no buffer left.
+    BuffersExhausted = "buffers_exhausted",
+    /// Times accept failed other than for want of connections.
+    AcceptFailed = "accept_failed",
+    /// Requests whose response was sent whole.
+    Requests = "requests",
+    /// Requests under way now (gauge).
+    RequestsActive = "requests_active",
+    /// Final responses of class 1xx (101 only) sent to clients.
+    Responses1xx = "responses_1xx",
+    /// Responses of class 2xx sent to clients.
+    Responses2xx = "responses_2xx",
+    /// Responses of class 3xx sent to clients.
+    Responses3xx = "responses_3xx",
+    /// Responses of class 4xx sent to clients, our own included.
+    Responses4xx = "responses_4xx",
+    /// Responses of class 5xx sent to clients, our own included.
+    Responses5xx = "responses_5xx",
+    /// Connections to backends opened.
+    BackendConnects = "backend_connects",
+    /// Connections to backends that could not be opened.
+    BackendConnectsFailed = "backend_connects_failed",
+    /// Requests sent on a pooled connection to a backend.
+    BackendReuses = "backend_reuses",
+    /// Idle connections to backends in the pool now (gauge).
+    BackendsIdle = "backend_connections_idle",
+    /// Connections to backends open now, idle or not (gauge).
+    BackendsOpen = "backend_connections_open",
+    /// Idle connections on which a backend sent bytes nobody asked for.
+    BackendUnsolicited = "backend_unsolicited",
+    /// Requests sent again because the pooled connection was stale.
+    Retries = "retries",
+    /// Requests that ended before their response was whole because the client went.
+    AbortsClient = "aborts_client",
+    /// Requests that ended before their response was whole because the backend went.
+    AbortsBackend = "aborts_backend",
+    /// Connections turned into tunnels.
+    Tunnels = "tunnels",
+    /// Tunnels open now (gauge).
+    TunnelsActive = "tunnels_active",
+    /// Bodies forwarded by copying.
+    BodiesCopied = "bodies_copied",
+    /// Bodies of which some part was spliced.
+    BodiesSpliced = "bodies_spliced",
+    /// Bytes of bodies and tunnels copied through userspace.
+    BytesCopied = "bytes_copied",
+    /// Bytes of bodies and tunnels spliced.
+    BytesSpliced = "bytes_spliced",
+    /// Bodies that were to be spliced and were copied: no pipe was free.
+    FallbackNoPipe = "fallback_no_pipe",
+    /// Bodies that were to be spliced and were copied: the kernel refused (EINVAL).
+    FallbackRefused = "fallback_splice_refused",
+    /// Pipes in use now (gauge).
+    PipesUsed = "pipes_used",
+    /// Buffers in use now (gauge).
+    BuffersUsed = "buffers_used",
+    /// Deadline: the request's head did not come.
+    TimeoutHead = "timeout_head",
+    /// Deadline: no byte of a body moved.
+    TimeoutBody = "timeout_body_idle",
+    /// Deadline: no connection to the backend.
+    TimeoutConnect = "timeout_connect",
+    /// Deadline: the backend did not answer.
+    TimeoutResponse = "timeout_response",
+    /// Deadline: an idle client connection was closed.
+    TimeoutKeepAlive = "timeout_keep_alive",
+    /// Deadline: an idle tunnel was closed.
+    TimeoutTunnel = "timeout_tunnel_idle",
+    /// Deadline: a closing connection was cut.
+    TimeoutLinger = "timeout_linger",
+    /// Connections cut at the end of a drain.
+    DrainCut = "drain_cut",
+    /// Lines of the access log dropped because nobody took them.
+    AccessLogDropped = "access_log_dropped",
+    /// Turns of the event loop.
+    LoopTurns = "loop_turns",
+    /// Events handled.
+    LoopEvents = "loop_events",
+}
+
+/// Number of counters in a block.
+pub const COUNTERS: usize = Counter::ALL.len();
+/// Slots kept for the reasons for which a message was refused; index = reason's number.
+pub const REASONS: usize = 96;
+/// 64-bit words in a block: counters, reasons of the client side, reasons of the backend side, latency.
+pub const WORDS: usize = COUNTERS + 2 * REASONS + BUCKETS;
+
+/// Which peer sent a message that was refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Peer {
+    /// The client.
+    Client,
+    /// A backend.
+    Backend,
+}
