@@ -13,6 +13,7 @@ use nix::sys::socket::{
 };
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+pub use underpass_command::api::RedirectScope;
 use underpass_command::state::{Backend, Cluster, Listener, RedirectMode, Route, Settings};
 
 /// The longest message in bytes.
@@ -71,18 +72,6 @@ pub enum ToWorker {
         /// After so long the remaining connections are cut.
         deadline_ms: u64,
     },
-}
-
-/// What a redirect mode applies to.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum RedirectScope {
-    /// The whole process.
-    Process,
-    /// The listener of this name.
-    Listener(String),
-    /// The cluster of this name.
-    Cluster(String),
 }
 
 /// What a worker tells the supervisor.

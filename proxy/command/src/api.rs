@@ -1,0 +1,300 @@
+//! The documents of the admin API, version 1.
+//!
+//! | method and path | body | answer |
+//! |---|---|---|
+//! | `GET /v1/status` | | [`Status`] |
+//! | `GET /v1/redirect` | | [`RedirectStatus`] |
+//! | `PUT /v1/redirect` | [`RedirectChange`] | [`RedirectStatus`] |
+//! | `GET /v1/steering` | | [`SteeringStatus`] |
+//! | `PUT /v1/steering` | [`SteeringChange`] | [`SteeringStatus`] |
+//!
+//! Whatever fails is answered with an [`ErrorBody`]. Fields may be added within a version; readers skip those they do
+//! not know.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::state::{RedirectMode, SteeringPolicy};
+
+/// What a running proxy does.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Status {
+    /// Version of the executable.
+    pub version: String,
+    /// Process id of the supervisor.
+    pub pid: u32,
+    /// Time since the supervisor started.
+    pub uptime_ms: u64,
+    /// Generation of the process: 1 for the first, one more with each upgrade of the running executable.
+    pub generation: u32,
+    /// Whether the proxy finishes what is under way and takes nothing new.
+    pub draining: bool,
+    /// Path of the admin socket.
+    pub admin_socket: PathBuf,
+    /// The workers, in their order.
+    pub workers: Vec<WorkerStatus>,
+    /// Where connections come in.
+    pub listeners: Vec<ListenerStatus>,
+    /// The clusters.
+    pub clusters: Vec<ClusterStatus>,
+    /// How connections find their worker.
+    pub steering: SteeringStatus,
+    /// How bodies are forwarded.
+    pub redirect: RedirectStatus,
+    /// What the kernel and the privileges of the process allow.
+    pub probes: Vec<Probe>,
+    /// Bytes of the access log that could not be written to its file.
+    pub access_log_lost_bytes: u64,
+    /// The counters of all workers together.
+    pub total: Counters,
+}
+
+/// One worker.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct WorkerStatus {
+    /// Its number, from 0.
+    pub index: u16,
+    /// Its process, while there is one.
+    pub pid: Option<u32>,
+    /// The CPU that it is pinned to.
+    pub cpu: Option<u16>,
+    /// What it does.
+    pub state: WorkerState,
+    /// How often it was started again.
+    pub restarts: u64,
+    /// How its last predecessor ended.
+    pub last_exit: Option<String>,
+    /// What it and its predecessors have counted.
+    pub counters: Counters,
+}
+
+/// What a worker does.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum WorkerState {
+    /// Started; takes the state.
+    #[default]
+    Starting,
+    /// Accepts connections.
+    Running,
+    /// Died too often in a short time; is started again after a pause.
+    Waiting,
+    /// Finishes what is under way.
+    Draining,
+    /// Has ended and will not be started again.
+    Ended,
+}
+
+impl WorkerState {
+    /// The name that JSON uses.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Starting => "starting",
+            Self::Running => "running",
+            Self::Waiting => "waiting",
+            Self::Draining => "draining",
+            Self::Ended => "ended",
+        }
+    }
+}
+
+impl fmt::Display for WorkerState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+/// One listener.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ListenerStatus {
+    /// Its name.
+    pub name: String,
+    /// The address it listens on; where port 0 was configured, with the port that the kernel chose.
+    pub address: SocketAddr,
+}
+
+/// One cluster.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClusterStatus {
+    /// Its name.
+    pub name: String,
+    /// Addresses of its backends.
+    pub backends: Vec<SocketAddr>,
+}
+
+/// Counters and latency of one worker or of all.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Counters {
+    /// Every counter and gauge by name.
+    pub values: BTreeMap<String, u64>,
+    /// Requests that were refused, by reason; reasons that never occurred are left out.
+    pub refused_requests: BTreeMap<String, u64>,
+    /// Responses of backends that were refused, by reason; reasons that never occurred are left out.
+    pub refused_responses: BTreeMap<String, u64>,
+    /// From the first byte of a request to the last byte of its response.
+    pub latency: Latency,
+}
+
+impl Counters {
+    /// The value of a counter or gauge; 0 for a name that does not exist.
+    pub fn value(&self, name: &str) -> u64 {
+        self.values.get(name).copied().unwrap_or(0)
+    }
+}
+
+/// Percentiles of a duration, in microseconds; none where nothing was measured.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Latency {
+    /// How many were measured.
+    pub count: u64,
+    /// Half of them took no longer.
+    pub p50_us: Option<u64>,
+    /// 90 % took no longer.
+    pub p90_us: Option<u64>,
+    /// 99 % took no longer.
+    pub p99_us: Option<u64>,
+    /// 99.9 % took no longer.
+    pub p999_us: Option<u64>,
+}
+
+/// How new connections find their worker.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct SteeringStatus {
+    /// The policy that is asked for.
+    pub policy: SteeringPolicy,
+    /// Whether the BPF program chooses; otherwise the kernel does, by its hash.
+    pub active: bool,
+    /// Why the program does not choose.
+    pub reason: Option<String>,
+    /// Connections by the CPU that handled the connection request and by the worker they went to; CPUs and
+    /// workers without any are left out of the list of rows, not out of a row.
+    pub matrix: Vec<SteeringRow>,
+    /// How often each step of the decision was taken.
+    pub outcomes: BTreeMap<String, u64>,
+}
+
+/// The connections that one CPU handled.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SteeringRow {
+    /// The CPU that handled the connection request.
+    pub cpu: u32,
+    /// Connections by worker.
+    pub workers: Vec<u64>,
+}
+
+/// A new steering policy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SteeringChange {
+    /// The policy.
+    pub policy: SteeringPolicy,
+}
+
+/// How bodies are forwarded.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct RedirectStatus {
+    /// Where neither listener nor cluster says otherwise.
+    pub process: RedirectMode,
+    /// By listener; none inherits from the process.
+    pub listeners: BTreeMap<String, Option<RedirectMode>>,
+    /// By cluster; none inherits from the listener.
+    pub clusters: BTreeMap<String, Option<RedirectMode>>,
+}
+
+/// A new redirect mode. Takes effect with the next body.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RedirectChange {
+    /// The mode; none lets a listener or cluster inherit.
+    pub mode: Option<RedirectMode>,
+    /// What it applies to.
+    #[serde(default)]
+    pub scope: RedirectScope,
+}
+
+/// What a redirect mode applies to: `"process"`, `{"listener": "name"}` or `{"cluster": "name"}`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RedirectScope {
+    /// The whole process.
+    #[default]
+    Process,
+    /// The listener of this name.
+    Listener(String),
+    /// The cluster of this name.
+    Cluster(String),
+}
+
+impl fmt::Display for RedirectScope {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Process => f.write_str("process"),
+            Self::Listener(name) => write!(f, "listener \"{name}\""),
+            Self::Cluster(name) => write!(f, "cluster \"{name}\""),
+        }
+    }
+}
+
+/// Something that the kernel offers or does not.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Probe {
+    /// What was tried.
+    pub name: String,
+    /// Whether it works here.
+    pub available: bool,
+    /// What was found, or why it does not work.
+    pub detail: String,
+}
+
+/// The answer to a request that failed.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ErrorBody {
+    /// What failed, which value, and why.
+    pub error: String,
+    /// What to do about it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub remedy: Option<String>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_change_of_the_process_needs_no_scope() {
+        let change: RedirectChange = serde_json::from_str(r#"{"mode":"copy"}"#).expect("valid");
+        assert_eq!(change, RedirectChange { mode: Some(RedirectMode::Copy), scope: RedirectScope::Process });
+    }
+
+    #[test]
+    fn a_scope_reads_as_documented() {
+        let change: RedirectChange =
+            serde_json::from_str(r#"{"mode":null,"scope":{"cluster":"app"}}"#).expect("valid");
+        assert_eq!(change, RedirectChange { mode: None, scope: RedirectScope::Cluster("app".into()) });
+        assert_eq!(change.scope.to_string(), "cluster \"app\"");
+    }
+
+    #[test]
+    fn an_unknown_key_of_a_change_is_refused() {
+        let error = serde_json::from_str::<RedirectChange>(r#"{"mode":"copy","scop":"process"}"#)
+            .expect_err("a misspelt scope must not change the whole process");
+        assert!(error.to_string().contains("scop"), "{error}");
+    }
+
+    #[test]
+    fn a_status_of_a_newer_version_is_understood() {
+        let status: Status =
+            serde_json::from_str(r#"{"version":"9.0.0","pid":7,"something_new":[1]}"#).expect("valid");
+        assert_eq!((status.version.as_str(), status.pid), ("9.0.0", 7));
+    }
+}
