@@ -1,13 +1,29 @@
 //! `cargo xtask`: everything a developer runs that is not the proxy itself.
 #![forbid(unsafe_code)]
 
+mod ci;
+mod fuzz;
+mod test;
+mod tools;
+
 use clap::Parser;
 
 /// Builds, tests and measures underpass.
 #[derive(Parser)]
 #[command(name = "cargo xtask")]
-enum Command {}
+enum Command {
+    /// Builds and runs every test; says what was skipped and why
+    Test(test::Options),
+    /// Runs all that a change must pass: format, lints, policy, BPF build, tests, documentation, fuzzing, benchmark
+    Ci(ci::Options),
+    /// Feeds random input to the parsers, if a nightly toolchain is there
+    Fuzz(fuzz::Options),
+}
 
 fn main() -> anyhow::Result<()> {
-    match Command::parse() {}
+    match Command::parse() {
+        Command::Test(options) => test::run(&options),
+        Command::Ci(options) => ci::run(&options),
+        Command::Fuzz(options) => fuzz::run(&options),
+    }
 }
