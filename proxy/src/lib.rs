@@ -1,5 +1,7 @@
 //! An eBPF-steered HTTP and TCP reverse proxy, as a library.
 
+pub mod forward;
+pub mod http1;
 pub mod ipc;
 pub mod metrics;
 pub mod worker;

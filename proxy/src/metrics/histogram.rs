@@ -7,7 +7,7 @@ const SUB: u64 = 1 << SUB_BITS;
 const POWERS: u32 = 32;
 
 /// Number of buckets; the last takes everything above about an hour.
-pub const BUCKETS: usize = (SUB as usize) * (POWERS as usize - SUB_BITS as usize + 1);
+pub const BUCKETS: usize = (1 << SUB_BITS) * (POWERS - SUB_BITS + 1) as usize;
 
 /// The bucket that counts `value`, in microseconds.
 #[inline]

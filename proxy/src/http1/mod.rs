@@ -1,0 +1,23 @@
+//! HTTP/1.1 (RFC 9112) without sockets and without a clock: heads, framing, and the edits an intermediary makes.
+//!
+//! Parsers are strict: what could be understood in two ways is refused, never repaired, because a proxy and a backend
+//! that disagree about where a message ends let one client's bytes become another's request.
+
+mod authority;
+pub(crate) mod chars;
+mod edit;
+mod fields;
+mod framing;
+mod known;
+mod reason;
+mod request;
+mod response;
+
+pub use authority::{Authority, parse_authority};
+pub use edit::{Edit, Piece, RequestEdit, ResponseEdit, edit_request, edit_response};
+pub use fields::{Field, Fields, Limits, Span};
+pub use framing::Framing;
+pub use known::Known;
+pub use reason::Reason;
+pub use request::{Method, RequestHead, Target, Version, parse_request};
+pub use response::{ResponseHead, parse_response};
