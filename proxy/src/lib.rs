@@ -1,5 +1,6 @@
 //! An eBPF-steered HTTP and TCP reverse proxy, as a library.
 
+pub mod config;
 pub mod forward;
 pub mod http1;
 pub mod ipc;

@@ -264,6 +264,48 @@ impl Default for PathMatch {
     }
 }
 
+impl Listener {
+    /// A listener with every default.
+    pub fn new(name: impl Into<String>, address: SocketAddr) -> Self {
+        Self {
+            name: name.into(),
+            address,
+            default_cluster: None,
+            redirect: None,
+            x_forwarded: ForwardedFields::append(),
+            forwarded: ForwardedFields::default(),
+            request_id: RequestId::default(),
+            at_limit: AtLimit::default(),
+        }
+    }
+}
+
+impl Cluster {
+    /// A cluster with every default, without backends.
+    pub fn new(name: impl Into<String>) -> Self {
+        Self {
+            name: name.into(),
+            balance: Balance::default(),
+            redirect: None,
+            chunked_requests: yes(),
+            backends: Vec::new(),
+        }
+    }
+}
+
+impl Route {
+    /// A route that sends every request of every listener to a cluster.
+    pub fn new(cluster: impl Into<String>) -> Self {
+        Self {
+            listener: None,
+            host: None,
+            path: PathMatch::default(),
+            cluster: cluster.into(),
+            allow_connect: false,
+        }
+    }
+}
+
 fn yes() -> bool {
     true
 }

@@ -1,0 +1,354 @@
+//! TOML to [`State`], with the place of everything that is wrong.
+
+use std::collections::{HashMap, HashSet};
+use std::ops::Range;
+
+use toml::Spanned;
+use toml::de::{DeString, DeTable, DeValue};
+use underpass_command::state::{Cluster, Settings, State};
+
+use super::keys::{self, Blank};
+use super::problem::{Diagnostic, Place, Problem, Severity};
+use super::syntax::nearest;
+use super::table::{Access, Fault, Key, Need, quote, use_range};
+use super::validate::{label, validate};
+
+/// The most problems that are told of one file.
+const DIAGNOSTICS_MAX: usize = 100;
+
+/// The lists of items.
+const LISTS: [&str; 3] = ["listener", "cluster", "route"];
+
+/// Reads a whole file. The state is usable only if no diagnostic is an error.
+pub(super) fn read(text: &str, file_name: &str) -> (State, Vec<Diagnostic>) {
+    let lines = Lines::new(text);
+    let at = |span: Option<Range<usize>>, problem| Diagnostic {
+        file: file_name.to_owned(),
+        position: span.map(|span| lines.position(text, span.start)),
+        problem,
+    };
+    let document = match DeTable::parse(text) {
+        Ok(document) => document,
+        Err(error) => {
+            let reason = format!("not TOML: {}", error.message().replace('\n', ", "));
+            let problem = Problem::file(Fault::new(reason, "correct the syntax"));
+            return (State::default(), vec![at(error.span(), problem)]);
+        }
+    };
+    let mut reader = Reader::default();
+    let state = reader.state(document.get_ref());
+    let implied: Vec<_> = validate(&state).into_iter().filter(|problem| reader.is_real(problem)).collect();
+    let mut found = std::mem::take(&mut reader.found);
+    found.extend(implied.into_iter().map(|problem| (reader.span(&problem), problem)));
+    found.sort_by_key(|(span, _)| span.as_ref().map(|span| span.start));
+    let mut diagnostics: Vec<_> = found.into_iter().map(|(span, problem)| at(span, problem)).collect();
+    if diagnostics.len() > DIAGNOSTICS_MAX {
+        diagnostics.sort_by_key(|diagnostic| std::cmp::Reverse(diagnostic.problem.severity));
+        let rest = diagnostics.len() - DIAGNOSTICS_MAX;
+        diagnostics.truncate(DIAGNOSTICS_MAX);
+        diagnostics.sort_by_key(|diagnostic| diagnostic.position);
+        let mut more =
+            Problem::file(Fault::new(format!("{rest} more problems"), "correct those above first"));
+        more.severity =
+            diagnostics.iter().map(|diagnostic| diagnostic.problem.severity).max().unwrap_or(more.severity);
+        diagnostics.push(at(None, more));
+    }
+    (state, diagnostics)
+}
+
+#[derive(Default)]
+struct Reader {
+    /// Where each value stands; where each item stands under the empty key.
+    spans: HashMap<(Place, String), Range<usize>>,
+    /// Keys whose value could not be taken: the state has something else there.
+    unread: HashSet<(Place, String)>,
+    found: Vec<(Option<Range<usize>>, Problem)>,
+}
+
+/// An item's place, what its keys are called, and which of its keys are lists or tables read elsewhere.
+struct Scope<'a> {
+    place: Place,
+    label: String,
+    /// Stands before each key, as `limits.`.
+    prefix: &'a str,
+    elsewhere: &'a [&'a str],
+}
+
+impl Reader {
+    fn state(&mut self, document: &DeTable<'_>) -> State {
+        let mut state = State::default();
+        let elsewhere: Vec<_> = keys::SETTINGS_TABLES.iter().map(|(name, _)| *name).chain(LISTS).collect();
+        let scope = Scope { place: Place::Settings, label: String::new(), prefix: "", elsewhere: &elsewhere };
+        self.fields(&scope, keys::ROOT, document, &mut state.settings);
+        for (name, keys) in keys::SETTINGS_TABLES {
+            let prefix = &format!("{name}.");
+            let scope = Scope { place: Place::Settings, label: String::new(), prefix, elsewhere: &[] };
+            if let Some(table) = self.settings_table(name, document) {
+                self.fields(&scope, keys, table, &mut state.settings);
+            }
+        }
+        state.listeners = self.list("listener", "", document, Place::Listener, |reader, place, table| {
+            reader.item(place, name_in(table), keys::LISTENER, table, &[])
+        });
+        state.clusters = self.list("cluster", "", document, Place::Cluster, Self::cluster);
+        state.routes = self.list("route", "", document, Place::Route, |reader, place, table| {
+            let route = reader.item(place, "", keys::ROUTE, table, &[]);
+            reader.one_path_only(place, table);
+            route
+        });
+        state
+    }
+
+    fn cluster(&mut self, place: Place, table: &DeTable<'_>) -> Cluster {
+        let name = name_in(table);
+        let mut cluster: Cluster = self.item(place, name, keys::CLUSTER, table, &["backend"]);
+        let Place::Cluster(index) = place else { return cluster };
+        let place_of = |backend| Place::Backend { cluster: index, backend };
+        cluster.backends = self.list("backend", "cluster.", table, place_of, |reader, place, table| {
+            reader.item(place, name, keys::BACKEND, table, &[])
+        });
+        cluster
+    }
+
+    /// One of `[log]`, `[limits]` and `[timeouts]`.
+    fn settings_table<'t, 'i>(&mut self, name: &str, document: &'t DeTable<'i>) -> Option<&'t DeTable<'i>> {
+        let value = document.get(name)?;
+        let table = value.get_ref().as_table();
+        if table.is_none() {
+            let fault =
+                Fault::new(format!("{}, not a table", kind(value.get_ref())), format!("write [{name}]"));
+            self.report(Place::Settings, "", name, Some(value.span()), None, fault);
+        }
+        table
+    }
+
+    /// The items of a list of tables, as `[[listener]]`.
+    fn list<T>(
+        &mut self,
+        name: &str,
+        prefix: &str,
+        table: &DeTable<'_>,
+        place: impl Fn(usize) -> Place,
+        read: impl Fn(&mut Self, Place, &DeTable<'_>) -> T,
+    ) -> Vec<T> {
+        let Some(value) = table.get(name) else { return Vec::new() };
+        let wrong = |value: &Spanned<DeValue<'_>>, expected: &str| {
+            let reason = format!("{}, not {expected}", kind(value.get_ref()));
+            Fault::new(reason, format!("write [[{prefix}{name}]], in double brackets, once for each"))
+        };
+        let Some(array) = value.get_ref().as_array() else {
+            let fault = wrong(value, "a list of tables");
+            self.report(Place::Whole, "", name, Some(value.span()), None, fault);
+            return Vec::new();
+        };
+        let mut items = Vec::with_capacity(array.len());
+        for item in array.iter() {
+            match item.get_ref().as_table() {
+                Some(table) => {
+                    let place = place(items.len());
+                    self.spans.insert((place, String::new()), item.span());
+                    items.push(read(self, place, table));
+                }
+                None => self.report(Place::Whole, "", name, Some(item.span()), None, wrong(item, "a table")),
+            }
+        }
+        items
+    }
+
+    fn item<T: Blank>(
+        &mut self,
+        place: Place,
+        name: &str,
+        keys: &[Key<T>],
+        table: &DeTable<'_>,
+        elsewhere: &[&str],
+    ) -> T {
+        let mut item = T::blank();
+        let scope = Scope { place, label: label(place, name), prefix: "", elsewhere };
+        self.fields(&scope, keys, table, &mut item);
+        item
+    }
+
+    /// Reads the keys of one table into the item that they set.
+    fn fields<T>(&mut self, scope: &Scope<'_>, keys: &[Key<T>], table: &DeTable<'_>, target: &mut T) {
+        for (name, value) in table.iter() {
+            let text: &str = name.get_ref();
+            if scope.elsewhere.contains(&text) {
+                continue;
+            }
+            match keys.iter().find(|key| key.name == text) {
+                Some(key) => self.field(scope, key, value, target),
+                None => self.unknown_key(scope, keys, name),
+            }
+        }
+        for key in keys.iter().filter(|key| !table.contains_key(key.name)) {
+            if let Need::Required(example) = key.need {
+                let fault = Fault::new("missing", format!("add it, as {} = {}", key.name, quote(example)));
+                let span = self.spans.get(&(scope.place, String::new())).cloned();
+                self.report(scope.place, &scope.label, key.name, span, None, fault);
+            }
+        }
+    }
+
+    fn field<T>(&mut self, scope: &Scope<'_>, key: &Key<T>, value: &Spanned<DeValue<'_>>, target: &mut T) {
+        let path = format!("{}{}", scope.prefix, key.name);
+        let result = match (&key.access, value.get_ref()) {
+            (Access::Boolean { set, .. }, DeValue::Boolean(yes)) => {
+                set(target, *yes);
+                Ok(())
+            }
+            (Access::Text { set, .. }, DeValue::String(text)) => set(target, text),
+            (Access::Integer { range, unit, set, .. }, DeValue::Integer(digits)) => {
+                let number = i128::from_str_radix(digits.as_str(), digits.radix()).ok();
+                match number.and_then(|number| u64::try_from(number).ok()) {
+                    Some(number) if set(target, number) => Ok(()),
+                    _ if number.is_some_and(|number| number < 0) => {
+                        Err(Fault::new(format!("below {}", range.start()), use_range(range, unit)))
+                    }
+                    _ => Err(Fault::new(format!("above {}", range.end()), use_range(range, unit))),
+                }
+            }
+            (access, other) => Err(wrong_type(access, other)),
+        };
+        match result {
+            Ok(()) => {
+                self.spans.insert((scope.place, path), value.span());
+            }
+            Err(fault) => {
+                self.report(
+                    scope.place,
+                    &scope.label,
+                    &path,
+                    Some(value.span()),
+                    literal(value.get_ref()),
+                    fault,
+                );
+            }
+        }
+    }
+
+    fn unknown_key<T>(&mut self, scope: &Scope<'_>, keys: &[Key<T>], name: &Spanned<DeString<'_>>) {
+        let text: &str = name.get_ref();
+        let known = keys.iter().map(|key| key.name).chain(scope.elsewhere.iter().copied());
+        let home = |(table, keys): &(&str, &[Key<Settings>])| {
+            keys.iter().any(|key| key.name == text).then(|| format!("put it under [{table}]"))
+        };
+        let remedy = match nearest(text, known) {
+            Some(near) => format!("did you mean {near}?"),
+            None => match keys::SETTINGS_TABLES.iter().find_map(home) {
+                Some(remedy) => remedy,
+                None if keys::ROOT.iter().any(|key| key.name == text) => {
+                    "put it above the first [table]".into()
+                }
+                None => "remove it".into(),
+            },
+        };
+        let path = format!("{}{text}", scope.prefix);
+        let fault = Fault::new("unknown key", remedy);
+        self.report(scope.place, &scope.label, &path, Some(name.span()), None, fault);
+    }
+
+    fn one_path_only(&mut self, place: Place, table: &DeTable<'_>) {
+        if let (Some(_), Some(prefix)) = (table.get("path"), table.get("path_prefix")) {
+            let fault = Fault::new("path is given as well", "keep one of the two");
+            let value = literal(prefix.get_ref());
+            self.report(place, &label(place, ""), "path_prefix", Some(prefix.span()), value, fault);
+        }
+    }
+
+    fn report(
+        &mut self,
+        place: Place,
+        label: &str,
+        key: &str,
+        span: Option<Range<usize>>,
+        value: Option<String>,
+        fault: Fault,
+    ) {
+        self.unread.insert((place, key.to_owned()));
+        // Nothing can be said of names that refer to the ones that were not read.
+        match (place, key) {
+            (Place::Listener(_), "name") => self.unread.insert((Place::Whole, "listener".into())),
+            (Place::Cluster(_), "name") => self.unread.insert((Place::Whole, "cluster".into())),
+            _ => false,
+        };
+        self.found.push((span, Problem::error(place, label, key, value, fault)));
+    }
+
+    /// Whether a problem of the state is one of the file, and no consequence of something that was reported already.
+    fn is_real(&self, problem: &Problem) -> bool {
+        if problem.severity == Severity::Warning && !self.unread.is_empty() {
+            return false;
+        }
+        !self.unread.contains(&(problem.place, problem.key.clone()))
+            && !problem.follows_from.iter().any(|key| self.unread.contains(key))
+    }
+
+    fn span(&self, problem: &Problem) -> Option<Range<usize>> {
+        let own = (problem.place, problem.key.clone());
+        let item = (problem.place, String::new());
+        let mut places = std::iter::once(&own).chain(&problem.follows_from).chain(std::iter::once(&item));
+        places.find_map(|place| self.spans.get(place).cloned())
+    }
+}
+
+fn name_in<'t>(table: &'t DeTable<'_>) -> &'t str {
+    table.get("name").and_then(|name| name.get_ref().as_str()).unwrap_or_default()
+}
+
+/// A value's type in words.
+fn kind(value: &DeValue<'_>) -> &'static str {
+    match value {
+        DeValue::String(_) => "a string",
+        DeValue::Integer(_) => "a number",
+        DeValue::Float(_) => "a fraction",
+        DeValue::Boolean(_) => "a boolean",
+        DeValue::Datetime(_) => "a date",
+        DeValue::Array(_) => "a list",
+        DeValue::Table(_) => "a table",
+    }
+}
+
+/// The value as a message shows it; none for lists and tables.
+fn literal(value: &DeValue<'_>) -> Option<String> {
+    match value {
+        DeValue::String(text) => Some(quote(text)),
+        DeValue::Integer(number) => Some(number.to_string()),
+        DeValue::Float(number) => Some(number.to_string()),
+        DeValue::Boolean(yes) => Some(yes.to_string()),
+        DeValue::Datetime(date) => Some(date.to_string()),
+        DeValue::Array(_) | DeValue::Table(_) => None,
+    }
+}
+
+fn wrong_type<T>(access: &Access<T>, value: &DeValue<'_>) -> Fault {
+    let (expected, remedy) = match access {
+        Access::Integer { range, unit, .. } => ("a whole number", use_range(range, unit)),
+        Access::Boolean { .. } => ("a boolean", "use true or false".into()),
+        Access::Text { .. } => match literal(value) {
+            Some(literal) => ("a string", format!("write it in quotes: \"{literal}\"")),
+            None => ("a string", "write a string in quotes".into()),
+        },
+    };
+    Fault::new(format!("{}, not {expected}", kind(value)), remedy)
+}
+
+/// Finds the line of an offset.
+struct Lines {
+    starts: Vec<usize>,
+}
+
+impl Lines {
+    fn new(text: &str) -> Self {
+        let starts = std::iter::once(0).chain(text.match_indices('\n').map(|(end, _)| end + 1)).collect();
+        Self { starts }
+    }
+
+    /// Line and column of an offset, both from 1; the column in characters.
+    fn position(&self, text: &str, offset: usize) -> (usize, usize) {
+        let line = self.starts.partition_point(|start| *start <= offset);
+        let start = self.starts[line - 1];
+        let column = text.get(start..offset).map_or(offset - start, |before| before.chars().count());
+        (line, column + 1)
+    }
+}

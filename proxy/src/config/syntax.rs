@@ -1,0 +1,338 @@
+//! What a text value must look like, and what to tell who wrote another one.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::str::FromStr;
+
+use tracing_subscriber::EnvFilter;
+
+use super::table::Fault;
+
+/// The longest name of a listener or cluster, in bytes.
+pub(super) const NAME_SIZE_MAX: usize = 128;
+/// The longest path of a route, in bytes.
+pub(super) const ROUTE_PATH_SIZE_MAX: usize = 8 * 1024;
+/// The longest name of a file, in bytes (PATH_MAX without its NUL).
+const FILE_SIZE_MAX: usize = 4095;
+/// The longest name of a Unix socket, in bytes (`sun_path` without its NUL, unix(7)).
+const SOCKET_SIZE_MAX: usize = 107;
+/// The longest name of this proxy in `Via`, in bytes.
+const VIA_SIZE_MAX: usize = 255;
+/// The longest user name, in bytes (useradd(8)).
+const USER_SIZE_MAX: usize = 32;
+/// The longest log filter, in bytes.
+const LOG_FILTER_SIZE_MAX: usize = 4096;
+const LOG_LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
+
+/// The kinds of text that keys take.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Syntax {
+    /// One of these words.
+    Choice(fn() -> Vec<&'static str>),
+    /// The name of a listener or cluster.
+    Name,
+    /// An address to listen on.
+    ListenAddress,
+    /// An address to connect to.
+    BackendAddress,
+    /// The host of a route.
+    Host,
+    /// The path of a route.
+    UrlPath,
+    /// A file.
+    File,
+    /// A Unix socket.
+    Socket,
+    /// A name for `Via`.
+    Via,
+    /// A user of the system.
+    User,
+    /// A filter of the log.
+    LogFilter,
+}
+
+impl Syntax {
+    /// The kind in words, for who looks up a key.
+    pub(super) fn describe(self) -> String {
+        match self {
+            Self::Choice(names) => format!("one of {}", names().join(", ")),
+            Self::Name => "name: letters, digits, '-', '_', '.'".into(),
+            Self::ListenAddress => "IP address and port; port 0 lets the kernel choose one".into(),
+            Self::BackendAddress => "IP address and port".into(),
+            Self::Host => "host name without port, or *. and a host name".into(),
+            Self::UrlPath => "path that begins with /".into(),
+            Self::File => "file name".into(),
+            Self::Socket => format!("file name of at most {SOCKET_SIZE_MAX} bytes"),
+            Self::Via => "name, or name and port".into(),
+            Self::User => "user name".into(),
+            Self::LogFilter => "level or filter in the syntax of RUST_LOG".into(),
+        }
+    }
+
+    /// Whether a text is of this kind.
+    pub(super) fn check(self, text: &str) -> Result<(), Fault> {
+        match self {
+            Self::Choice(names) => check_choice(&names(), text),
+            Self::Name => check_name(text),
+            Self::ListenAddress => check_listen_address(text),
+            Self::BackendAddress => check_backend_address(text),
+            Self::Host => check_host(text),
+            Self::UrlPath => check_url_path(text),
+            Self::File => check_file(text, FILE_SIZE_MAX),
+            Self::Socket => check_file(text, SOCKET_SIZE_MAX),
+            Self::Via => check_via(text),
+            Self::User => check_user(text),
+            Self::LogFilter => check_log_filter(text),
+        }
+    }
+}
+
+/// The candidate that was probably meant, if one is close enough.
+pub(super) fn nearest<'a>(text: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    let distance_max = (text.chars().count() / 3).max(1);
+    candidates
+        .into_iter()
+        .map(|candidate| (strsim::damerau_levenshtein(text, candidate), candidate))
+        .filter(|(distance, _)| *distance <= distance_max)
+        .min()
+        .map(|(_, candidate)| candidate)
+}
+
+/// Reads an address and port, and tells precisely what else it is.
+pub(super) fn parse_address(text: &str) -> Result<SocketAddr, Fault> {
+    text.parse().map_err(|_| address_fault(text))
+}
+
+fn address_fault(text: &str) -> Fault {
+    if text.parse::<Ipv4Addr>().is_ok() {
+        return Fault::new("has no port", format!("write {text}:PORT"));
+    }
+    if text.parse::<Ipv6Addr>().is_ok() {
+        return Fault::new("an IPv6 address without brackets and port", format!("write [{text}]:PORT"));
+    }
+    let Some((host, port)) = text.rsplit_once(':') else {
+        return Fault::new("not an IP address and port", "write it as 127.0.0.1:8080 or [::1]:8080");
+    };
+    if port.is_empty() || !port.bytes().all(|byte| byte.is_ascii_digit()) {
+        return Fault::new("the port is not a number", "use a port between 1 and 65535");
+    }
+    if port.parse::<u16>().is_err() {
+        return Fault::new("port above 65535", "use a port between 1 and 65535");
+    }
+    if host.is_empty() {
+        return Fault::new(
+            "has no IP address",
+            format!("write 0.0.0.0:{port} for every address, or 127.0.0.1:{port}"),
+        );
+    }
+    if host.parse::<Ipv6Addr>().is_ok() {
+        return Fault::new("an IPv6 address without brackets", format!("write [{host}]:{port}"));
+    }
+    Fault::new(format!("{host:?} is not an IP address, and names are not looked up"), "use the IP address")
+}
+
+fn check_choice(names: &[&'static str], text: &str) -> Result<(), Fault> {
+    if names.contains(&text) {
+        return Ok(());
+    }
+    let remedy = match nearest(text, names.iter().copied()) {
+        Some(name) => format!("did you mean {name:?}? use one of {}", names.join(", ")),
+        None => format!("use one of {}", names.join(", ")),
+    };
+    Err(Fault::new("unknown value", remedy))
+}
+
+/// The value of a text that names one of an enum's values.
+pub(super) fn parse_choice<T: FromStr>(names: &[&'static str], text: &str) -> Result<T, Fault> {
+    check_choice(names, text)?;
+    text.parse().map_err(|_| Fault::new("unknown value", format!("use one of {}", names.join(", "))))
+}
+
+fn check_name(text: &str) -> Result<(), Fault> {
+    let remedy = "use letters, digits, '-', '_' and '.'";
+    check_size(text, NAME_SIZE_MAX)?;
+    match text.chars().find(|&c| !(c.is_ascii_alphanumeric() || "-_.".contains(c))) {
+        Some(c) => Err(Fault::new(format!("{c:?} is not allowed in a name"), remedy)),
+        None => Ok(()),
+    }
+}
+
+/// Refuses texts that are empty, too long, or hold control characters: nothing that is configured has those.
+fn check_size(text: &str, size_max: usize) -> Result<(), Fault> {
+    if text.is_empty() {
+        return Err(Fault::new("empty", "give it a value"));
+    }
+    if text.len() > size_max {
+        return Err(Fault::new(format!("longer than {size_max} bytes"), "use a shorter one"));
+    }
+    match text.chars().find(|c| c.is_control()) {
+        Some(c) => Err(Fault::new(format!("holds the control character {c:?}"), "remove it")),
+        None => Ok(()),
+    }
+}
+
+fn check_listen_address(text: &str) -> Result<(), Fault> {
+    match parse_address(text)?.ip() {
+        ip if is_group(ip) => Err(Fault::new(
+            "a multicast or broadcast address cannot accept connections",
+            "use one of this host",
+        )),
+        _ => Ok(()),
+    }
+}
+
+fn check_backend_address(text: &str) -> Result<(), Fault> {
+    let address = parse_address(text)?;
+    if address.port() == 0 {
+        return Err(Fault::new("port 0 cannot be connected to", "use a port between 1 and 65535"));
+    }
+    if address.ip().is_unspecified() {
+        let remedy = "use the backend's own address; 127.0.0.1 or [::1] for this host";
+        return Err(Fault::new("stands for every address of this host, not for one to connect to", remedy));
+    }
+    if is_group(address.ip()) {
+        return Err(Fault::new(
+            "a multicast or broadcast address cannot be connected to",
+            "use the backend's own",
+        ));
+    }
+    Ok(())
+}
+
+fn is_group(ip: IpAddr) -> bool {
+    ip.is_multicast() || ip == IpAddr::V4(Ipv4Addr::BROADCAST)
+}
+
+/// A host name (RFC 1123, and underscores, which are common in practice), a wildcard, or an IP address.
+fn check_host(text: &str) -> Result<(), Fault> {
+    check_size(text, 253)?;
+    if text == "*" {
+        return Err(Fault::new("not a host name", "leave host out to take every host"));
+    }
+    if let Some(inner) = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
+        return match inner.parse::<Ipv6Addr>() {
+            Ok(_) => Ok(()),
+            Err(_) => Err(Fault::new("not an IPv6 address in brackets", "write it as [2001:db8::1]")),
+        };
+    }
+    if text.parse::<Ipv6Addr>().is_ok() {
+        return Err(Fault::new("an IPv6 address without brackets", format!("write [{text}]")));
+    }
+    if text.contains("//") {
+        return Err(Fault::new("a URL, not a host name", "leave away the scheme and the path"));
+    }
+    if let Some((host, _)) = text.rsplit_once(':') {
+        return Err(Fault::new("has a port", format!("write {host:?}: a route takes every port")));
+    }
+    if let Some(host) = text.strip_suffix('.') {
+        return Err(Fault::new("ends with a dot", format!("write {host:?}")));
+    }
+    text.strip_prefix("*.").unwrap_or(text).split('.').try_for_each(check_label)
+}
+
+fn check_label(label: &str) -> Result<(), Fault> {
+    if label.is_empty() {
+        return Err(Fault::new("has an empty label", "remove the extra dot"));
+    }
+    if label.len() > 63 {
+        return Err(Fault::new("has a label longer than 63 bytes", "use a host name that DNS allows"));
+    }
+    if label.contains('*') {
+        let remedy = "write *. at the start and nowhere else, as *.example.com";
+        return Err(Fault::new("a wildcard takes whole labels at the start only", remedy));
+    }
+    if !label.is_ascii() {
+        return Err(Fault::new("not ASCII", "write international names in their xn-- form"));
+    }
+    if label.starts_with('-') || label.ends_with('-') {
+        return Err(Fault::new(format!("the label {label:?} begins or ends with '-'"), "remove it"));
+    }
+    match label.chars().find(|&c| !(c.is_ascii_alphanumeric() || c == '-' || c == '_')) {
+        Some(c) => Err(Fault::new(format!("{c:?} is not allowed in a host name"), "remove it")),
+        None => Ok(()),
+    }
+}
+
+/// RFC 3986 3.3: a path is segments of `pchar`, here with a slash before each.
+fn check_url_path(text: &str) -> Result<(), Fault> {
+    check_size(text, ROUTE_PATH_SIZE_MAX)?;
+    if !text.starts_with('/') {
+        return Err(Fault::new("does not begin with /", format!("write {:?}", format!("/{text}"))));
+    }
+    if let Some((path, _)) = text.split_once(['?', '#']) {
+        return Err(Fault::new("holds more than a path", format!("write {path:?}: queries are not matched")));
+    }
+    if text.split('/').any(|segment| segment == "." || segment == "..") {
+        return Err(Fault::new("has a segment of dots", "write the path that it stands for"));
+    }
+    let pchar = |c: char| c.is_ascii_alphanumeric() || "-._~!$&'()*+,;=:@/%".contains(c);
+    if let Some(c) = text.chars().find(|&c| !pchar(c)) {
+        let mut utf8 = [0; 4];
+        let encoded: String = c.encode_utf8(&mut utf8).bytes().map(|byte| format!("%{byte:02X}")).collect();
+        return Err(Fault::new(format!("{c:?} is not allowed in a path"), format!("write {encoded}")));
+    }
+    let hex = |escape: &str| escape.bytes().take(2).filter(u8::is_ascii_hexdigit).count() == 2;
+    match text.split('%').skip(1).all(hex) {
+        true => Ok(()),
+        false => Err(Fault::new("has a % without two hexadecimal digits", "write %25 for the character %")),
+    }
+}
+
+fn check_file(text: &str, size_max: usize) -> Result<(), Fault> {
+    check_size(text, size_max)?;
+    match text.ends_with('/') {
+        true => Err(Fault::new("names a folder", "name a file in it")),
+        false => Ok(()),
+    }
+}
+
+/// RFC 9110 7.6.3: `received-by = pseudonym [ ":" port ]`, and a pseudonym is a token.
+fn check_via(text: &str) -> Result<(), Fault> {
+    if text.is_empty() {
+        return Ok(());
+    }
+    check_size(text, VIA_SIZE_MAX)?;
+    let (name, port) = text.split_once(':').map_or((text, None), |(name, port)| (name, Some(port)));
+    let remedy =
+        "use letters, digits and '-', as underpass or proxy1.example.com:8080; \"\" leaves Via alone";
+    if port
+        .is_some_and(|port| !port.bytes().all(|byte| byte.is_ascii_digit()) || port.parse::<u16>().is_err())
+    {
+        return Err(Fault::new("what follows the colon is not a port", remedy));
+    }
+    // RFC 9110 5.6.2: the characters of a token.
+    let tchar = |c: char| c.is_ascii_alphanumeric() || "!#$%&'*+-.^_`|~".contains(c);
+    match name.chars().find(|&c| !tchar(c)) {
+        Some(c) => Err(Fault::new(format!("{c:?} is not allowed in a token"), remedy)),
+        None if name.is_empty() => Err(Fault::new("has no name before the colon", remedy)),
+        None => Ok(()),
+    }
+}
+
+/// Whether the user exists is seen at start; here only what no user name can be.
+fn check_user(text: &str) -> Result<(), Fault> {
+    if text.is_empty() {
+        return Ok(());
+    }
+    check_size(text, USER_SIZE_MAX)?;
+    match text.chars().find(|&c| c.is_whitespace() || c == ':' || c == '/') {
+        Some(c) => Err(Fault::new(format!("{c:?} is not allowed in a user name"), "use the name of a user")),
+        None => Ok(()),
+    }
+}
+
+fn check_log_filter(text: &str) -> Result<(), Fault> {
+    check_size(text, LOG_FILTER_SIZE_MAX)?;
+    let levels = LOG_LEVELS.join(", ");
+    // A lone word that is no level would be taken as a module's name, and turn every other line off.
+    let lone_word = text.bytes().all(|byte| byte.is_ascii_alphanumeric());
+    if lone_word && !LOG_LEVELS.iter().any(|level| level.eq_ignore_ascii_case(text)) {
+        return Err(Fault::new(
+            "unknown level",
+            format!("use one of {levels}, or a filter as underpass=debug"),
+        ));
+    }
+    match EnvFilter::builder().parse(text) {
+        Ok(_) => Ok(()),
+        Err(error) => Err(Fault::new(format!("not a filter: {error}"), format!("use one of {levels}"))),
+    }
+}

@@ -1,0 +1,374 @@
+//! The rules that a state must keep, wherever it comes from.
+
+use std::collections::{HashMap, HashSet};
+use std::hash::Hash;
+use std::net::{IpAddr, SocketAddr};
+
+use underpass_command::state::{Cluster, Listener, PathMatch, RedirectMode, Route, Settings, State};
+
+use super::keys;
+use super::problem::{Place, Problem};
+use super::syntax::nearest;
+use super::table::{Fault, Key, quote};
+
+/// The most listeners of a proxy.
+pub(super) const LISTENERS_MAX: usize = 256;
+/// The most clusters of a proxy.
+pub(super) const CLUSTERS_MAX: usize = 16 * 1024;
+/// The most backends of a cluster.
+pub(super) const BACKENDS_MAX: usize = 1024;
+/// The most routes of a proxy.
+pub(super) const ROUTES_MAX: usize = 64 * 1024;
+
+/// Everything that is wrong with a state, errors and warnings, in no particular order. Nothing outside the state is looked at:
+/// whether addresses can be bound, users exist or files can be written is seen at start.
+pub fn validate(state: &State) -> Vec<Problem> {
+    let mut problems = Vec::new();
+    check_values(state, &mut problems);
+    check_settings(&state.settings, &mut problems);
+    check_counts(state, &mut problems);
+    check_unique(state, &mut problems);
+    check_references(state, &mut problems);
+    check_use(state, &mut problems);
+    check_loops(state, &mut problems);
+    problems
+}
+
+/// A place in words, as messages begin with it. The name is that of the listener or cluster.
+pub(super) fn label(place: Place, name: &str) -> String {
+    let named = |kind: &str, index: usize| match name {
+        "" => format!("{kind} {}", index + 1),
+        name => format!("{kind} {name:?}"),
+    };
+    match place {
+        Place::Whole | Place::Settings => String::new(),
+        Place::Listener(index) => named("listener", index),
+        Place::Cluster(index) => named("cluster", index),
+        Place::Backend { cluster, backend } => {
+            format!("{}: backend {}", named("cluster", cluster), backend + 1)
+        }
+        Place::Route(index) => format!("route {}", index + 1),
+    }
+}
+
+/// Each value by itself, by the table of keys.
+fn check_values(state: &State, problems: &mut Vec<Problem>) {
+    check_keys(problems, Place::Settings, "", "", keys::ROOT, &state.settings);
+    for (name, keys) in keys::SETTINGS_TABLES {
+        check_keys(problems, Place::Settings, "", &format!("{name}."), keys, &state.settings);
+    }
+    for (index, listener) in state.listeners.iter().enumerate() {
+        check_keys(problems, Place::Listener(index), &listener.name, "", keys::LISTENER, listener);
+    }
+    for (index, cluster) in state.clusters.iter().enumerate() {
+        check_keys(problems, Place::Cluster(index), &cluster.name, "", keys::CLUSTER, cluster);
+        for (number, backend) in cluster.backends.iter().enumerate() {
+            let place = Place::Backend { cluster: index, backend: number };
+            check_keys(problems, place, &cluster.name, "", keys::BACKEND, backend);
+        }
+    }
+    for (index, route) in state.routes.iter().enumerate() {
+        check_keys(problems, Place::Route(index), "", "", keys::ROUTE, route);
+    }
+}
+
+fn check_keys<T>(
+    problems: &mut Vec<Problem>,
+    place: Place,
+    name: &str,
+    prefix: &str,
+    keys: &[Key<T>],
+    item: &T,
+) {
+    for key in keys {
+        if let Err(fault) = key.check(item) {
+            let path = format!("{prefix}{}", key.name);
+            problems.push(Problem::error(place, &label(place, name), &path, key.literal(item), fault));
+        }
+    }
+}
+
+/// Settings that do not go together.
+fn check_settings(settings: &Settings, problems: &mut Vec<Problem>) {
+    let limits = &settings.limits;
+    let mut refuse = |key: &str, value: u32, other: &str, fault| {
+        let problem = Problem::error(Place::Settings, "", key, Some(value.to_string()), fault);
+        problems.push(problem.follows_from(Place::Settings, other));
+    };
+    if limits.head_size_max > limits.buffer_size {
+        let reason =
+            format!("above limits.buffer_size, {}, and a head must fit into one buffer", limits.buffer_size);
+        let fault = Fault::new(reason, "lower it, or raise limits.buffer_size");
+        refuse("limits.head_size_max", limits.head_size_max, "limits.buffer_size", fault);
+    }
+    if limits.target_size_max >= limits.head_size_max {
+        let reason = format!(
+            "not below limits.head_size_max, {}, and the target is part of the head",
+            limits.head_size_max
+        );
+        let fault = Fault::new(reason, "lower it, or raise limits.head_size_max");
+        refuse("limits.target_size_max", limits.target_size_max, "limits.head_size_max", fault);
+    }
+    if limits.pipes == 0 && settings.redirect == RedirectMode::Splice {
+        let fault = Fault::new(
+            "needs pipes, and limits.pipes is 0",
+            "raise limits.pipes; until then bodies are copied",
+        );
+        let value = Some(quote(settings.redirect.name()));
+        let problem = Problem::warning(Place::Settings, "", "redirect", value, fault);
+        problems.push(problem.follows_from(Place::Settings, "limits.pipes"));
+    }
+}
+
+/// Every list has a bound.
+fn check_counts(state: &State, problems: &mut Vec<Problem>) {
+    let mut check = |count: usize, max: usize, kind: &str, place: Place, name: &str| {
+        if count > max {
+            let fault = Fault::new(format!("more than {max} {kind}s"), format!("remove {}", count - max));
+            problems.push(Problem::error(place, &label(place, name), "", None, fault));
+        }
+    };
+    check(state.listeners.len(), LISTENERS_MAX, "listener", Place::Listener(LISTENERS_MAX), "");
+    check(state.clusters.len(), CLUSTERS_MAX, "cluster", Place::Cluster(CLUSTERS_MAX), "");
+    check(state.routes.len(), ROUTES_MAX, "route", Place::Route(ROUTES_MAX), "");
+    for (index, cluster) in state.clusters.iter().enumerate() {
+        let place = Place::Backend { cluster: index, backend: BACKENDS_MAX };
+        check(cluster.backends.len(), BACKENDS_MAX, "backend", place, &cluster.name);
+    }
+}
+
+/// What must be there only once.
+fn check_unique(state: &State, problems: &mut Vec<Problem>) {
+    let names = state.listeners.iter().map(|listener| listener.name.as_str());
+    check_names(problems, names, Place::Listener, "listener");
+    check_names(
+        problems,
+        state.clusters.iter().map(|cluster| cluster.name.as_str()),
+        Place::Cluster,
+        "cluster",
+    );
+
+    let addresses = state.listeners.iter().map(|listener| listener.address);
+    // Port 0 is another port each time.
+    for (second, first) in repeated(addresses.enumerate().filter(|(_, address)| address.port() != 0)) {
+        let listener = &state.listeners[second];
+        let place = Place::Listener(second);
+        let reason =
+            format!("{} listens there already", label(Place::Listener(first), &state.listeners[first].name));
+        let fault = Fault::new(reason, "use another address or port");
+        let value = Some(quote(&listener.address.to_string()));
+        let problem = Problem::error(place, &label(place, &listener.name), "address", value, fault);
+        problems.push(problem.follows_from(Place::Listener(first), "address"));
+    }
+    for (index, cluster) in state.clusters.iter().enumerate() {
+        for (second, first) in repeated(cluster.backends.iter().map(|backend| backend.address).enumerate()) {
+            let place = Place::Backend { cluster: index, backend: second };
+            let fault = Fault::new(
+                format!("backend {} of this cluster has it already", first + 1),
+                "remove one of them",
+            );
+            let value = Some(quote(&cluster.backends[second].address.to_string()));
+            let problem = Problem::error(place, &label(place, &cluster.name), "address", value, fault);
+            problems.push(problem.follows_from(Place::Backend { cluster: index, backend: first }, "address"));
+        }
+    }
+    check_routes_unique(state, problems);
+}
+
+fn check_names<'a>(
+    problems: &mut Vec<Problem>,
+    names: impl Iterator<Item = &'a str> + Clone,
+    place: fn(usize) -> Place,
+    kind: &str,
+) {
+    // An empty name is refused as such.
+    for (second, first) in repeated(names.clone().enumerate().filter(|(_, name)| !name.is_empty())) {
+        let name = names.clone().nth(second).unwrap_or_default();
+        let fault = Fault::new(format!("{kind} {} has this name already", first + 1), "give each its own");
+        problems.push(Problem::error(
+            place(second),
+            &label(place(second), ""),
+            "name",
+            Some(quote(name)),
+            fault,
+        ));
+    }
+}
+
+fn check_routes_unique(state: &State, problems: &mut Vec<Problem>) {
+    let selector = |route: &Route| {
+        (
+            route.listener.clone(),
+            route.host.as_ref().map(|host| host.to_ascii_lowercase()),
+            match &route.path {
+                PathMatch::Exact(path) => (true, path.clone()),
+                PathMatch::Prefix(path) => (false, path.clone()),
+            },
+        )
+    };
+    for (second, first) in repeated(state.routes.iter().map(selector).enumerate()) {
+        let place = Place::Route(second);
+        let reason = format!("the same listener, host and path as route {}", first + 1);
+        let mut problem =
+            Problem::error(place, &label(place, ""), "", None, Fault::new(reason, "remove one of them"));
+        for index in [first, second] {
+            for key in ["listener", "host", "path", "path_prefix"] {
+                problem = problem.follows_from(Place::Route(index), key);
+            }
+        }
+        problems.push(problem);
+    }
+}
+
+/// The positions of values that were there before, each with the position of the first.
+fn repeated<T: Hash + Eq>(values: impl Iterator<Item = (usize, T)>) -> Vec<(usize, usize)> {
+    let mut seen = HashMap::new();
+    let mut repeated = Vec::new();
+    for (index, value) in values {
+        match seen.get(&value) {
+            Some(first) => repeated.push((index, *first)),
+            None => {
+                seen.insert(value, index);
+            }
+        }
+    }
+    repeated
+}
+
+/// What is named must be there.
+fn check_references(state: &State, problems: &mut Vec<Problem>) {
+    let clusters: HashSet<&str> = state.clusters.iter().map(|cluster| cluster.name.as_str()).collect();
+    let listeners: HashSet<&str> = state.listeners.iter().map(|listener| listener.name.as_str()).collect();
+    let mut check = |names: &HashSet<&str>, kind: &str, place: Place, name: &str, key: &str, value: &str| {
+        if value.is_empty() || names.contains(value) {
+            return;
+        }
+        let remedy = match nearest(value, names.iter().copied()) {
+            Some(near) => format!("did you mean {near:?}?"),
+            None => format!("add a [[{kind}]] of this name, or name another"),
+        };
+        let fault = Fault::new(format!("there is no such {kind}"), remedy);
+        let problem = Problem::error(place, &label(place, name), key, Some(quote(value)), fault);
+        problems.push(problem.follows_from(Place::Whole, kind));
+    };
+    for (index, listener) in state.listeners.iter().enumerate() {
+        if let Some(cluster) = &listener.default_cluster {
+            let place = Place::Listener(index);
+            check(&clusters, "cluster", place, &listener.name, "default_cluster", cluster);
+        }
+    }
+    for (index, route) in state.routes.iter().enumerate() {
+        check(&clusters, "cluster", Place::Route(index), "", "cluster", &route.cluster);
+        if let Some(listener) = &route.listener {
+            check(&listeners, "listener", Place::Route(index), "", "listener", listener);
+        }
+    }
+}
+
+/// What is there and has no effect, or takes requests and cannot serve them.
+fn check_use(state: &State, problems: &mut Vec<Problem>) {
+    let mut warn = |place: Place, name: &str, key: &str, reason: &str, remedy: &str| {
+        let fault = Fault::new(reason, remedy);
+        problems.push(
+            Problem::warning(place, &label(place, name), key, None, fault)
+                .follows_from(Place::Whole, "listener"),
+        );
+    };
+    if state.listeners.is_empty() {
+        warn(Place::Whole, "", "", "there is no listener, so nothing is served", "add a [[listener]]");
+    }
+    let defaults = state.listeners.iter().filter_map(|listener| listener.default_cluster.as_deref());
+    let used: HashSet<&str> =
+        state.routes.iter().map(|route| route.cluster.as_str()).chain(defaults).collect();
+    for (index, cluster) in state.clusters.iter().enumerate() {
+        let place = Place::Cluster(index);
+        if !used.contains(cluster.name.as_str()) {
+            warn(
+                place,
+                &cluster.name,
+                "",
+                "no route and no listener leads to it",
+                "add a [[route]], or remove it",
+            );
+        } else if cluster.backends.is_empty() {
+            let remedy = "add a [[cluster.backend]] below it";
+            warn(place, &cluster.name, "", "has no backend, so its requests are answered 503", remedy);
+        }
+    }
+    let any_listener = state.routes.iter().any(|route| route.listener.is_none());
+    let routed: HashSet<&str> = state.routes.iter().filter_map(|route| route.listener.as_deref()).collect();
+    for (index, listener) in state.listeners.iter().enumerate() {
+        if listener.default_cluster.is_none() && !any_listener && !routed.contains(listener.name.as_str()) {
+            let reason = "has neither default_cluster nor a route, so it refuses every request";
+            warn(
+                Place::Listener(index),
+                &listener.name,
+                "",
+                reason,
+                "set default_cluster, or add a [[route]]",
+            );
+        }
+    }
+    for (index, route) in state.routes.iter().enumerate() {
+        let (PathMatch::Exact(path) | PathMatch::Prefix(path)) = &route.path;
+        if path.ends_with('*') {
+            let key = if matches!(route.path, PathMatch::Exact(_)) { "path" } else { "path_prefix" };
+            let remedy = "to take every path below, use path_prefix without it";
+            warn(Place::Route(index), "", key, "the asterisk stands for itself", remedy);
+        }
+    }
+}
+
+/// Backends that are the proxy itself.
+fn check_loops(state: &State, problems: &mut Vec<Problem>) {
+    for (index, cluster) in state.clusters.iter().enumerate() {
+        for (number, backend) in cluster.backends.iter().enumerate() {
+            let Some((position, listener)) = state
+                .listeners
+                .iter()
+                .enumerate()
+                .find(|(_, listener)| answers(listener.address, backend.address))
+            else {
+                continue;
+            };
+            let place = Place::Backend { cluster: index, backend: number };
+            let itself = label(Place::Listener(position), &listener.name);
+            let value = Some(quote(&backend.address.to_string()));
+            let label = label(place, &cluster.name);
+            let problem = if leads_to(&state.routes, listener, cluster) {
+                let reason =
+                    format!("is {itself}, which leads here: its requests would go round in a circle");
+                Problem::error(
+                    place,
+                    &label,
+                    "address",
+                    value,
+                    Fault::new(reason, "use the address of the backend"),
+                )
+            } else {
+                let reason = format!("is {itself} of this proxy, so these requests pass it twice");
+                let remedy = "use the backend's own address, if that is not meant";
+                Problem::warning(place, &label, "address", value, Fault::new(reason, remedy))
+            };
+            problems.push(problem.follows_from(Place::Listener(position), "address"));
+        }
+    }
+}
+
+/// Whether a connection to `target` from this host surely ends at a listener on `address`.
+fn answers(address: SocketAddr, target: SocketAddr) -> bool {
+    // Loopback is always this host; of other addresses a wildcard listener has only those of its interfaces.
+    let here = match (address.ip(), target.ip()) {
+        (IpAddr::V4(own), IpAddr::V4(other)) => own == other || own.is_unspecified() && other.is_loopback(),
+        (IpAddr::V6(own), IpAddr::V6(other)) => own == other || own.is_unspecified() && other.is_loopback(),
+        _ => false,
+    };
+    here && address.port() == target.port()
+}
+
+fn leads_to(routes: &[Route], listener: &Listener, cluster: &Cluster) -> bool {
+    let by_route = |route: &Route| {
+        route.cluster == cluster.name && route.listener.as_ref().is_none_or(|name| *name == listener.name)
+    };
+    listener.default_cluster.as_ref() == Some(&cluster.name) || routes.iter().any(by_route)
+}

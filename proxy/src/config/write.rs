@@ -1,0 +1,49 @@
+//! A state as a configuration file.
+
+use std::fmt::Write;
+
+use underpass_command::state::State;
+
+use super::keys;
+use super::table::Key;
+
+/// The configuration file of a state, with every key that has a value; reading it gives the same state, if it keeps the rules
+/// of [`super::validate`].
+pub fn to_toml(state: &State) -> String {
+    let mut out = String::new();
+    write_keys(&mut out, keys::ROOT, &state.settings);
+    for (name, keys) in keys::SETTINGS_TABLES {
+        write_header(&mut out, &format!("[{name}]"));
+        write_keys(&mut out, keys, &state.settings);
+    }
+    for listener in &state.listeners {
+        write_header(&mut out, "[[listener]]");
+        write_keys(&mut out, keys::LISTENER, listener);
+    }
+    for cluster in &state.clusters {
+        write_header(&mut out, "[[cluster]]");
+        write_keys(&mut out, keys::CLUSTER, cluster);
+        for backend in &cluster.backends {
+            write_header(&mut out, "[[cluster.backend]]");
+            write_keys(&mut out, keys::BACKEND, backend);
+        }
+    }
+    for route in &state.routes {
+        write_header(&mut out, "[[route]]");
+        write_keys(&mut out, keys::ROUTE, route);
+    }
+    out
+}
+
+fn write_header(out: &mut String, header: &str) {
+    // Writing to a string cannot fail.
+    let _ = writeln!(out, "\n{header}");
+}
+
+fn write_keys<T>(out: &mut String, keys: &[Key<T>], item: &T) {
+    for key in keys {
+        if let Some(literal) = key.literal(item) {
+            let _ = writeln!(out, "{} = {literal}", key.name);
+        }
+    }
+}
