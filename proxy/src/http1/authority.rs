@@ -2,6 +2,7 @@
 
 use super::Reason;
 use super::chars::{HOST, IP_LITERAL};
+use crate::route::HOST_SIZE_MAX;
 
 /// A host and, where given, a port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,7 +31,7 @@ pub fn parse_authority(text: &[u8]) -> Result<Authority<'_>, Reason> {
         _ => text.iter().position(|&byte| !HOST.has(byte)).unwrap_or(text.len()),
     };
     let (host, rest) = text.split_at(host_len);
-    if host.is_empty() || !percent_encoding_valid(host) {
+    if host.is_empty() || host.len() > HOST_SIZE_MAX || !percent_encoding_valid(host) {
         return Err(Reason::HostInvalid);
     }
     let port = match rest {

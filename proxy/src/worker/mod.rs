@@ -1,5 +1,7 @@
 //! The data plane: one process, one thread, one event loop, pinned to one core.
 
+mod wheel;
+
 /// The argument that makes the executable a worker instead of a command. The supervisor re-executes itself so.
 pub const WORKER_ARGUMENT: &str = "--underpass-worker";
 

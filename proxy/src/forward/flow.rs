@@ -1,0 +1,424 @@
+//! One direction of a connection: from a source endpoint to a sink endpoint, under a ledger.
+
+use std::io::{self, IoSlice};
+
+use underpass_command::state::RedirectMode;
+
+use super::{Buffer, BufferPool, Endpoint, Ledger, Part, Pipe, PipePool, Received};
+use crate::http1::{Edit, Reason};
+use crate::metrics::{Block, Counter};
+
+/// Below so many bytes a splice costs more than it saves even where splicing is wanted.
+const SPLICE_SIZE_LEAST: u64 = 4096;
+/// Rounds of one call of [`Flow::pump`], so that one busy flow does not keep others waiting.
+const ROUNDS_MAX: u32 = 16;
+/// Slices of one `writev`; the kernel copies up to eight without allocating (UIO_FASTIOV).
+const SLICES_MAX: usize = 16;
+
+/// Why a flow stands still.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Progress {
+    /// The message has been passed on whole.
+    Done,
+    /// The source has nothing now.
+    Starved,
+    /// The sink takes nothing now.
+    Blocked,
+    /// Both sides are ready; others get their turn first.
+    Yielded,
+}
+
+/// Why a flow broke.
+#[derive(Debug)]
+pub enum Broken {
+    /// The source closed before its message was complete.
+    SourceEnded,
+    /// Reading failed.
+    Source(io::Error),
+    /// Writing failed.
+    Sink(io::Error),
+    /// The source broke the rules of framing.
+    Refused(Reason),
+}
+
+/// What a flow needs of its worker.
+pub struct Tools<'a> {
+    /// The worker's buffers.
+    pub buffers: &'a mut BufferPool,
+    /// The worker's pipes.
+    pub pipes: &'a mut PipePool,
+    /// Its counters.
+    pub metrics: &'a Block,
+}
+
+/// One direction.
+#[derive(Debug)]
+pub struct Flow {
+    /// How much of the message is left.
+    pub ledger: Ledger,
+    /// An edited head that the sink has not taken yet.
+    pending: Option<Buffer>,
+    pipe: Option<Pipe>,
+    mode: RedirectMode,
+    /// In mode auto, the smallest rest worth a splice.
+    splice_size_min: u64,
+    /// The chunked coding is taken off.
+    dechunk: bool,
+    /// No pipe could be had, or the kernel refused: the rest is copied.
+    splice_given_up: bool,
+    copied: u64,
+    spliced: u64,
+}
+
+impl Flow {
+    /// A flow without a message.
+    pub fn idle() -> Self {
+        Self::new(Ledger::settled(), RedirectMode::Copy, 0, false)
+    }
+
+    /// A flow for a message. The mode is kept until its end, however the configuration changes.
+    pub fn new(ledger: Ledger, mode: RedirectMode, splice_size_min: u64, dechunk: bool) -> Self {
+        Self {
+            ledger,
+            pending: None,
+            pipe: None,
+            mode,
+            splice_size_min,
+            dechunk,
+            splice_given_up: false,
+            copied: 0,
+            spliced: 0,
+        }
+    }
+
+    /// Whether everything was passed on that is known so far: no edited head, no spliced byte is under way.
+    #[inline]
+    pub fn is_flushed(&self) -> bool {
+        self.pending.is_none() && self.pipe.as_ref().is_none_or(|pipe| pipe.filled() == 0)
+    }
+
+    /// Bytes of body moved so far.
+    #[inline]
+    pub fn moved(&self) -> u64 {
+        self.copied + self.spliced
+    }
+
+    /// Whether a part of the body was spliced.
+    pub fn has_spliced(&self) -> bool {
+        self.spliced > 0
+    }
+
+    /// Sends an edited head together with what the source's buffer holds of the body, in one call where possible.
+    ///
+    /// The head lies at the start of the buffer, `head_size` bytes long before it was edited; `unscanned` points to it.
+    /// What the sink does not take at once is kept and sent by [`Self::pump`].
+    pub fn send_head(
+        &mut self,
+        edit: &Edit,
+        head_size: usize,
+        source: &mut Endpoint,
+        sink: &mut Endpoint,
+        tools: &mut Tools<'_>,
+    ) -> Result<(), Broken> {
+        let Some(buffer) = source.buffer.as_mut() else { return Ok(()) };
+        let head_start = buffer.unscanned;
+        buffer.unscanned += head_size;
+        (buffer.start, buffer.cleared) = (buffer.unscanned, buffer.unscanned);
+        self.clear_buffered(buffer, tools.buffers)?;
+        let whole = edit.size();
+        let body = buffer.cleared - buffer.start;
+        let mut sent = 0;
+        if self.is_flushed() && sink.writable {
+            let source_bytes = tools.buffers.bytes(buffer, head_start..buffer.end);
+            let mut slices = [IoSlice::new(&[]); SLICES_MAX];
+            if let Some(mut count) = edit.slices(source_bytes, &mut slices[..SLICES_MAX - 1]) {
+                if body > 0 {
+                    slices[count] = IoSlice::new(tools.buffers.bytes(buffer, buffer.start..buffer.cleared));
+                    count += 1;
+                }
+                sent = sink.send(&slices[..count]).map_err(Broken::Sink)?;
+                if sent < whole + body {
+                    sink.writable = false;
+                }
+            }
+        }
+        if sent < whole {
+            self.keep_head(edit, head_start, sent, buffer, tools.buffers);
+        } else {
+            self.count_copied((sent - whole) as u64, tools.metrics);
+            buffer.sent(sent - whole);
+        }
+        Ok(())
+    }
+
+    /// Copies the part of an edited head that was not sent.
+    fn keep_head(&mut self, edit: &Edit, start: usize, sent: usize, buffer: &Buffer, pool: &mut BufferPool) {
+        let mut kept = self.pending.take().unwrap_or_else(|| pool.take());
+        let mut skip = sent;
+        for piece in edit.pieces() {
+            // Through a small stop-over, because both buffers lie in the pool's memory.
+            let mut chunk = [0u8; 512];
+            let mut at = 0;
+            loop {
+                let bytes = edit.bytes(*piece, pool.bytes(buffer, start..buffer.end));
+                let rest = &bytes[at.min(bytes.len())..];
+                if rest.is_empty() {
+                    break;
+                }
+                let n = rest.len().min(chunk.len());
+                chunk[..n].copy_from_slice(&rest[..n]);
+                at += n;
+                let skipped = skip.min(n);
+                skip -= skipped;
+                let add = &chunk[skipped..n];
+                pool.bytes_mut(&kept)[kept.end..kept.end + add.len()].copy_from_slice(add);
+                kept.end += add.len();
+            }
+        }
+        (kept.cleared, kept.unscanned) = (kept.end, kept.end);
+        self.pending = Some(kept);
+    }
+
+    /// Puts bytes of the proxy's own before anything else that goes to the sink. They must fit into a buffer.
+    pub fn push_own(&mut self, bytes: &[u8], pool: &mut BufferPool) {
+        let mut kept = self.pending.take().unwrap_or_else(|| pool.take());
+        pool.bytes_mut(&kept)[kept.end..kept.end + bytes.len()].copy_from_slice(bytes);
+        kept.end += bytes.len();
+        (kept.cleared, kept.unscanned) = (kept.end, kept.end);
+        self.pending = Some(kept);
+    }
+
+    /// Moves what can be moved now.
+    ///
+    /// # Errors
+    /// What broke; what was under way is lost then.
+    pub fn pump(
+        &mut self,
+        source: &mut Endpoint,
+        sink: &mut Endpoint,
+        tools: &mut Tools<'_>,
+    ) -> Result<Progress, Broken> {
+        for _ in 0..ROUNDS_MAX {
+            if !self.flush(source, sink, tools)? {
+                return Ok(Progress::Blocked);
+            }
+            if self.ledger.is_settled() {
+                self.release_pipe(tools);
+                return Ok(Progress::Done);
+            }
+            if source.ended {
+                // Everything it sent has been passed on.
+                return match self.ledger.close() {
+                    Ok(()) => continue,
+                    Err(_) => Err(Broken::SourceEnded),
+                };
+            }
+            if !source.readable {
+                self.release_pipe(tools);
+                return Ok(Progress::Starved);
+            }
+            if self.wants_splice() && self.take_pipe(tools) {
+                if let Some(buffer) = source.buffer.as_mut() {
+                    buffer.held = false; // what is spliced cannot be sent again
+                }
+                source.release_if_empty(tools.buffers);
+                self.splice_in(source, tools)?;
+            } else {
+                self.read_in(source, tools.buffers)?;
+            }
+        }
+        Ok(Progress::Yielded)
+    }
+
+    /// Sends all that waits: the edited head, spliced bytes, buffered bytes, in the order they came. False when the
+    /// sink does not take all.
+    pub fn flush(
+        &mut self,
+        source: &mut Endpoint,
+        sink: &mut Endpoint,
+        tools: &mut Tools<'_>,
+    ) -> Result<bool, Broken> {
+        if let Some(mut pending) = self.pending.take() {
+            let done = send_cleared(&mut pending, sink, tools.buffers).map(|_| pending.is_empty());
+            if matches!(done, Ok(true)) {
+                tools.buffers.release(pending);
+            } else {
+                self.pending = Some(pending);
+                return done.map_err(Broken::Sink);
+            }
+        }
+        if !self.flush_pipe(sink, tools.metrics)? {
+            return Ok(false);
+        }
+        loop {
+            let Some(buffer) = source.buffer.as_mut() else { return Ok(true) };
+            self.clear_buffered(buffer, tools.buffers)?;
+            if buffer.start < buffer.cleared {
+                let sent = send_cleared(buffer, sink, tools.buffers).map_err(Broken::Sink)?;
+                self.count_copied(sent as u64, tools.metrics);
+                if buffer.start < buffer.cleared {
+                    return Ok(false);
+                }
+            }
+            if self.ledger.is_settled() || !buffer.has_unscanned() {
+                source.release_if_empty(tools.buffers);
+                return Ok(true);
+            }
+        }
+    }
+
+    fn flush_pipe(&mut self, sink: &mut Endpoint, metrics: &Block) -> Result<bool, Broken> {
+        let Some(pipe) = self.pipe.as_mut() else { return Ok(true) };
+        while pipe.filled() > 0 {
+            if !sink.writable {
+                return Ok(false);
+            }
+            // More follows at once only if the source filled the pipe; otherwise the last segment must not wait.
+            let more = pipe.filled() >= pipe.capacity();
+            match pipe.drain(&*sink, more) {
+                Ok(n) => {
+                    self.spliced += n as u64;
+                    metrics.add(Counter::BytesSpliced, n as u64);
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => sink.writable = false,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(Broken::Sink(error)),
+            }
+        }
+        Ok(true)
+    }
+
+    /// Looks at buffered bytes and clears those that belong to the message.
+    fn clear_buffered(&mut self, buffer: &mut Buffer, pool: &mut BufferPool) -> Result<(), Broken> {
+        while buffer.has_unscanned() {
+            let unscanned = pool.bytes(buffer, buffer.unscanned..buffer.end);
+            if !self.dechunk {
+                let n = self.ledger.take(unscanned).map_err(Broken::Refused)?;
+                buffer.unscanned += n;
+                buffer.cleared = buffer.unscanned;
+                return Ok(());
+            }
+            match self.ledger.scan(unscanned).map_err(Broken::Refused)? {
+                Part::Data(n) => {
+                    let from = buffer.unscanned;
+                    pool.bytes_mut(buffer).copy_within(from..from + n, buffer.cleared);
+                    buffer.cleared += n;
+                    buffer.unscanned += n;
+                }
+                Part::Framing(n) => buffer.unscanned += n,
+                Part::End | Part::More => break,
+            }
+        }
+        if buffer.start == buffer.cleared {
+            buffer.sent(0);
+        }
+        Ok(())
+    }
+
+    fn wants_splice(&self) -> bool {
+        let left = self.ledger.data_left();
+        // Until the connection closes the size is not known; a body that has been large goes on being large.
+        let known = if left == u64::MAX { self.ledger.content() } else { left };
+        match self.mode {
+            _ if self.splice_given_up => false,
+            RedirectMode::Copy => false,
+            RedirectMode::Splice => left >= SPLICE_SIZE_LEAST,
+            RedirectMode::Auto => known >= self.splice_size_min.max(SPLICE_SIZE_LEAST),
+        }
+    }
+
+    fn take_pipe(&mut self, tools: &mut Tools<'_>) -> bool {
+        if self.pipe.is_none() {
+            self.pipe = tools.pipes.take();
+            if self.pipe.is_none() {
+                tools.metrics.add(Counter::FallbackNoPipe, 1);
+                self.splice_given_up = true;
+            }
+        }
+        self.pipe.is_some()
+    }
+
+    fn splice_in(&mut self, source: &mut Endpoint, tools: &mut Tools<'_>) -> Result<(), Broken> {
+        let Some(pipe) = self.pipe.as_mut() else { return Ok(()) };
+        debug_assert_eq!(pipe.filled(), 0, "what is in the pipe goes first");
+        let most = usize::try_from(self.ledger.data_left()).unwrap_or(usize::MAX).min(pipe.capacity());
+        match pipe.fill(&*source, most) {
+            Ok(0) => {
+                source.ended = true;
+                source.readable = false;
+            }
+            // Less than asked for does not mean that the socket is empty: the pipe's slots may have been full.
+            Ok(n) => self.ledger.debit(n as u64),
+            // The pipe was empty, so it is the socket that has nothing.
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => source.readable = false,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
+                tools.metrics.add(Counter::FallbackRefused, 1);
+                self.splice_given_up = true;
+                self.release_pipe(tools);
+            }
+            Err(error) => return Err(Broken::Source(error)),
+        }
+        Ok(())
+    }
+
+    fn read_in(&mut self, source: &mut Endpoint, pool: &mut BufferPool) -> Result<(), Broken> {
+        if let Some(buffer) = source.buffer.as_mut()
+            && buffer.end == pool.size()
+        {
+            // The sink has taken all of it (`flush`), so nothing is lost.
+            debug_assert!(buffer.is_empty());
+            buffer.reset();
+        }
+        match source.receive(pool) {
+            Ok(Received::Bytes(_)) => {}
+            Ok(Received::Nothing | Received::Closed) => source.release_if_empty(pool),
+            Err(error) => return Err(Broken::Source(error)),
+        }
+        Ok(())
+    }
+
+    fn count_copied(&mut self, n: u64, metrics: &Block) {
+        if n > 0 {
+            self.copied += n;
+            metrics.add(Counter::BytesCopied, n);
+        }
+    }
+
+    fn release_pipe(&mut self, tools: &mut Tools<'_>) {
+        if let Some(pipe) = self.pipe.take() {
+            tools.pipes.release(pipe);
+        }
+    }
+
+    /// Ends the flow: gives everything back, and counts the body by how it was moved.
+    pub fn finish(&mut self, tools: &mut Tools<'_>) {
+        self.release_pipe(tools);
+        if let Some(pending) = self.pending.take() {
+            tools.buffers.release(pending);
+        }
+        if self.spliced > 0 {
+            tools.metrics.add(Counter::BodiesSpliced, 1);
+        } else if self.copied > 0 {
+            tools.metrics.add(Counter::BodiesCopied, 1);
+        }
+        (self.copied, self.spliced) = (0, 0);
+    }
+}
+
+/// Writes a buffer's cleared bytes; returns how many the sink took.
+fn send_cleared(buffer: &mut Buffer, sink: &mut Endpoint, pool: &BufferPool) -> io::Result<usize> {
+    let mut total = 0;
+    while buffer.start < buffer.cleared && sink.writable {
+        let bytes = pool.bytes(buffer, buffer.start..buffer.cleared);
+        let size = bytes.len();
+        let sent = sink.send(&[IoSlice::new(bytes)])?;
+        if sent < size {
+            // A short write has filled the socket; an event tells when there is room.
+            sink.writable = false;
+        }
+        buffer.sent(sent);
+        total += sent;
+    }
+    Ok(total)
+}
