@@ -1,7 +1,9 @@
 //! An eBPF-steered HTTP and TCP reverse proxy, as a library.
 
 pub mod balance;
+pub mod cli;
 pub mod config;
+pub mod control;
 pub mod forward;
 pub mod http1;
 pub mod ipc;

@@ -1,3 +1,7 @@
 //! The `underpass` executable.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    underpass::cli::main()
+}

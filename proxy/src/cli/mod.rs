@@ -1,0 +1,244 @@
+//! The command line.
+//!
+//! Exit status: 0 when it was done, 1 when it failed, 2 when the command line or the configuration is wrong.
+#![forbid(unsafe_code)]
+
+mod command;
+mod start;
+mod text;
+
+use std::fmt::Display;
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+use underpass_command::state::{RedirectMode, SteeringPolicy, UnknownName};
+use underpass_command::{Client, default_socket};
+
+use crate::config;
+
+/// An eBPF-steered HTTP and TCP reverse proxy for Linux.
+#[derive(Debug, Parser)]
+#[command(name = "underpass", version, max_term_width = 110)]
+struct CommandLine {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run a proxy until SIGTERM or SIGINT; a second signal ends it at once
+    Start {
+        /// Configuration file (TOML)
+        #[arg(long, short, value_name = "FILE")]
+        config: PathBuf,
+    },
+    /// Check a configuration file without running it
+    Check {
+        /// Configuration file (TOML)
+        #[arg(required_unless_present_any = ["explain", "man"])]
+        file: Option<PathBuf>,
+        /// Print what each key means, its default and its range
+        #[arg(long)]
+        explain: bool,
+        /// Print the same as a page for man(1)
+        #[arg(long, conflicts_with = "explain")]
+        man: bool,
+    },
+    /// Show what a running proxy does
+    Status {
+        #[command(flatten)]
+        target: Target,
+        #[command(flatten)]
+        format: Format,
+    },
+    /// Show or change how a running proxy forwards bodies
+    Redirect {
+        #[command(subcommand)]
+        action: RedirectAction,
+    },
+    /// Show or change how connections find their worker
+    Steering {
+        #[command(subcommand)]
+        action: SteeringAction,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum RedirectAction {
+    /// Show the redirect modes
+    Get {
+        #[command(flatten)]
+        target: Target,
+        #[command(flatten)]
+        format: Format,
+    },
+    /// Change a redirect mode; takes effect with the next body
+    Set {
+        /// copy, splice or auto; for a cluster or listener also inherit
+        #[arg(value_parser = mode_or_inherit)]
+        mode: Mode,
+        /// Only for this cluster
+        #[arg(long, conflicts_with = "listener")]
+        cluster: Option<String>,
+        /// Only for this listener
+        #[arg(long)]
+        listener: Option<String>,
+        #[command(flatten)]
+        target: Target,
+        #[command(flatten)]
+        format: Format,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum SteeringAction {
+    /// Show the policy, and which CPU's connections went to which worker
+    Get {
+        #[command(flatten)]
+        target: Target,
+        #[command(flatten)]
+        format: Format,
+    },
+    /// Change the policy
+    Set {
+        /// cpu, rx-queue, hash or off
+        policy: SteeringPolicy,
+        #[command(flatten)]
+        target: Target,
+        #[command(flatten)]
+        format: Format,
+    },
+}
+
+/// Which proxy is meant.
+#[derive(Debug, Args)]
+struct Target {
+    /// Admin socket of the proxy [default: where a proxy that this user started has it]
+    #[arg(long, value_name = "PATH")]
+    socket: Option<PathBuf>,
+}
+
+impl Target {
+    fn client(&self) -> Client {
+        Client::new(self.socket.clone().unwrap_or_else(default_socket))
+    }
+}
+
+/// How the answer is printed.
+#[derive(Clone, Copy, Debug, Args)]
+struct Format {
+    /// Print the document of the admin API instead of a table
+    #[arg(long)]
+    json: bool,
+}
+
+/// A redirect mode, or none.
+#[derive(Clone, Copy, Debug)]
+struct Mode(Option<RedirectMode>);
+
+fn mode_or_inherit(text: &str) -> Result<Mode, UnknownName> {
+    if text == "inherit" {
+        return Ok(Mode(None));
+    }
+    text.parse().map(|mode| Mode(Some(mode))).map_err(|mut error: UnknownName| {
+        error.allowed.push("inherit");
+        error
+    })
+}
+
+/// Why a command ended without success.
+#[derive(Debug)]
+struct Failure {
+    code: u8,
+    text: String,
+}
+
+impl Failure {
+    /// It could not be done.
+    fn runtime(error: impl Display) -> Self {
+        Self { code: 1, text: format!("underpass: {error}") }
+    }
+
+    /// The configuration is wrong; each line of the message begins with the file's name.
+    fn configuration(error: &config::Errors) -> Self {
+        Self { code: 2, text: error.to_string() }
+    }
+
+    /// The command line is wrong.
+    fn usage(error: impl Display) -> Self {
+        Self { code: 2, text: format!("underpass: {error}") }
+    }
+}
+
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Self {
+        Self::runtime(error)
+    }
+}
+
+/// Carries out the command that the process was called with.
+pub fn main() -> ExitCode {
+    let line = CommandLine::parse();
+    match run(line.command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(Failure { code, text }) => {
+            eprintln!("{}", text.trim_end());
+            ExitCode::from(code)
+        }
+    }
+}
+
+fn run(command: Command) -> Result<(), Failure> {
+    match command {
+        Command::Start { config } => start::start(&config),
+        Command::Check { file, explain, man } => start::check(file.as_deref(), explain, man),
+        Command::Status { target, format } => command::status(&target.client(), format),
+        Command::Redirect { action: RedirectAction::Get { target, format } } => {
+            command::redirect(&target.client(), format)
+        }
+        Command::Redirect { action: RedirectAction::Set { mode, cluster, listener, target, format } } => {
+            command::set_redirect(&target.client(), mode, cluster, listener, format)
+        }
+        Command::Steering { action: SteeringAction::Get { target, format } } => {
+            command::steering(&target.client(), format)
+        }
+        Command::Steering { action: SteeringAction::Set { policy, target, format } } => {
+            command::set_steering(&target.client(), policy, format)
+        }
+    }
+}
+
+/// Prints to the standard output; a reader that has seen enough (`| head`) is no failure.
+fn print(text: &str) -> Result<(), Failure> {
+    let mut output = io::stdout().lock();
+    match output.write_all(text.as_bytes()).and_then(|()| output.flush()) {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        result => Ok(result?),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        CommandLine::command().debug_assert();
+    }
+
+    #[test]
+    fn an_unknown_mode_is_told_what_there_is() {
+        let parse = |words: &[&str]| CommandLine::try_parse_from(words);
+        assert!(parse(&["underpass", "redirect", "set", "splice", "--cluster", "app"]).is_ok());
+        assert!(parse(&["underpass", "redirect", "set", "inherit", "--listener", "web"]).is_ok());
+        let error = parse(&["underpass", "redirect", "set", "spliced"]).expect_err("unknown");
+        assert_eq!(error.exit_code(), 2);
+        assert!(error.to_string().contains("use one of: copy, splice, auto, inherit"), "{error}");
+        let both = ["underpass", "redirect", "set", "copy", "--cluster", "a", "--listener", "b"];
+        assert!(parse(&both).is_err());
+    }
+}

@@ -1,0 +1,424 @@
+//! The loop that owns all state of the supervisor.
+
+use std::future::pending;
+use std::hash::{BuildHasher, Hasher, RandomState};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep_until};
+use underpass_command::api::WorkerState;
+use underpass_command::state::{AccessLogFormat, Cluster, State};
+
+use super::access_log::AccessLog;
+use super::admin;
+use super::commands::{Handle, Pending, Request};
+use super::link::{Event, Letter, Link, Source, Told};
+use super::machine::{allowed_cpus, assign_cpus, check_user, descriptor_shortage, raise_descriptor_limit};
+use super::sockets::{self, ListenerSockets};
+use super::status::clear_gauges;
+use super::steering::Steering;
+use super::workers::{Worker, describe};
+use super::{ControlError, Options, Ready};
+use crate::ipc::{ToSupervisor, ToWorker};
+use crate::metrics::Block;
+
+/// After the workers' own deadline to drain, until they are killed.
+const DRAIN_GRACE: Duration = Duration::from_secs(1);
+/// Events that may wait for the loop.
+const EVENTS_MAX: usize = 256;
+
+#[derive(Debug)]
+enum Phase {
+    /// Not every worker has accepted connections yet.
+    Starting,
+    Serving,
+    Draining {
+        /// When the workers that are left are killed; none once they were.
+        kill_at: Option<Instant>,
+    },
+}
+
+#[derive(Debug)]
+pub(super) struct Supervisor {
+    pub(super) state: State,
+    options: Options,
+    phase: Phase,
+    pub(super) started: Instant,
+    pub(super) generation: u32,
+    sockets: Vec<ListenerSockets>,
+    pub(super) blocks: Arc<Vec<Block>>,
+    pub(super) workers: Vec<Worker>,
+    pub(super) steering: Steering,
+    pub(super) access_log: Option<AccessLog>,
+    pub(super) pending: Vec<Pending>,
+    pub(super) next_command: u64,
+    event_sender: mpsc::Sender<(Source, Event)>,
+    events: mpsc::Receiver<(Source, Event)>,
+    handle: Handle,
+    requests: mpsc::Receiver<Request>,
+    admin: admin::Server,
+    signals: Signals,
+}
+
+impl Supervisor {
+    /// Takes everything that a proxy needs from the machine, then starts the workers.
+    pub(super) fn start(mut state: State, options: Options) -> Result<Self, ControlError> {
+        let settings = &state.settings;
+        check_user(&settings.user)?;
+        match raise_descriptor_limit() {
+            Ok(limit) => {
+                if let Some(text) = descriptor_shortage(&settings.limits, limit) {
+                    tracing::warn!("{text}");
+                }
+            }
+            Err(error) => tracing::warn!("limit of open files cannot be raised: {error}"),
+        }
+        // Before anything is started that a signal would have to end.
+        let signals = Signals::new().map_err(ControlError::system("signal handlers"))?;
+        let cpus = assign_cpus(settings.workers, &allowed_cpus());
+        let generation = 1;
+        let (handle, requests) = Handle::new();
+        let mut admin = admin::Server::bind(&settings.admin_socket)?;
+        let sockets = sockets::open(&state.listeners, cpus.len(), settings.limits.backlog)?;
+        let steering = Steering::start(settings.steering, &cpus, generation, &sockets);
+        let blocks: Result<Vec<Block>, _> = cpus.iter().map(|_| Block::create()).collect();
+        let access_log = start_access_log(&state, cpus.len())?;
+        for (listener, opened) in state.listeners.iter_mut().zip(&sockets) {
+            listener.address = opened.address;
+            tracing::info!("listener \"{}\": listening on {}", opened.name, opened.address);
+        }
+        let (event_sender, events) = mpsc::channel(EVENTS_MAX);
+        admin.serve(handle.clone());
+        let mut supervisor = Self {
+            state,
+            options,
+            phase: Phase::Starting,
+            started: Instant::now(),
+            generation,
+            sockets,
+            blocks: Arc::new(blocks?),
+            workers: cpus.into_iter().map(Worker::new).collect(),
+            steering,
+            access_log,
+            pending: Vec::new(),
+            next_command: 0,
+            event_sender,
+            events,
+            handle,
+            requests,
+            admin,
+            signals,
+        };
+        for index in 0..supervisor.workers.len() {
+            supervisor.start_worker(index);
+        }
+        Ok(supervisor)
+    }
+
+    /// Runs until all workers have ended after a signal.
+    pub(super) async fn run(mut self) -> Result<(), ControlError> {
+        while !self.is_over() {
+            let next = self.next_deadline();
+            tokio::select! {
+                Some((source, event)) = self.events.recv() => self.on_event(source, event)?,
+                Some(request) = self.requests.recv() => self.on_request(request),
+                _ = self.signals.terminate.recv() => self.on_end_signal(),
+                _ = self.signals.interrupt.recv() => self.on_end_signal(),
+                _ = self.signals.hangup.recv() => {
+                    tracing::warn!("SIGHUP is ignored: the configuration is never read again; restart to change it");
+                }
+                _ = self.signals.user1.recv() => self.reopen_logs(),
+                () = sleep_until_some(next) => self.on_time(),
+            }
+        }
+        if let Some(log) = self.access_log.take() {
+            log.finish();
+        }
+        drop(self.admin);
+        tracing::info!("ended");
+        Ok(())
+    }
+
+    pub(super) fn is_draining(&self) -> bool {
+        matches!(self.phase, Phase::Draining { .. })
+    }
+
+    fn is_over(&self) -> bool {
+        self.is_draining() && self.workers.iter().all(|worker| worker.state == WorkerState::Ended)
+    }
+
+    // Workers.
+
+    fn start_worker(&mut self, index: usize) {
+        clear_gauges(&self.blocks[index]);
+        self.workers[index].process += 1;
+        let source = Source { worker: index, process: self.workers[index].process };
+        let started = self.start_letters(index).and_then(|letters| {
+            Link::start(&self.options.executable, source, letters, self.event_sender.clone())
+        });
+        match started {
+            Ok(link) => {
+                tracing::debug!(worker = index, pid = link.pid, "worker started");
+                self.workers[index].started(link, Instant::now());
+            }
+            Err(error) => {
+                let pause = self.workers[index].died(format!("not started: {error}"), Instant::now());
+                tracing::error!(worker = index, "worker cannot be started: {error}; next try in {pause:?}");
+            }
+        }
+    }
+
+    /// The whole state, as a worker gets it when it starts.
+    fn start_letters(&self, index: usize) -> io::Result<Vec<Letter>> {
+        let mut descriptors = vec![Arc::new(self.blocks[index].fd().try_clone_to_owned()?)];
+        if let Some(log) = &self.access_log {
+            descriptors.push(Arc::new(log.pipe(index)?));
+        }
+        let slots = self.steering.slots();
+        let steering = slots.is_some();
+        descriptors.extend(slots);
+        let hello = ToWorker::Hello {
+            index: u16::try_from(index).map_err(io::Error::other)?,
+            cpu: self.workers[index].cpu,
+            generation: self.generation,
+            access_log: self.access_log.is_some(),
+            steering,
+            seed: RandomState::new().build_hasher().finish(),
+            settings: Box::new(self.state.settings.clone()),
+        };
+        let mut letters = vec![Letter { message: hello, descriptors }];
+        for cluster in &self.state.clusters {
+            let empty = Cluster { backends: Vec::new(), ..cluster.clone() };
+            letters.push(ToWorker::AddCluster(empty).into());
+            for backend in &cluster.backends {
+                let (cluster, backend) = (cluster.name.clone(), backend.clone());
+                letters.push(ToWorker::AddBackend { cluster, backend }.into());
+            }
+        }
+        letters.extend(self.state.routes.iter().map(|route| Letter::from(ToWorker::AddRoute(route.clone()))));
+        for (listener, opened) in self.state.listeners.iter().zip(&self.sockets) {
+            let descriptors: Vec<Arc<OwnedFd>> = opened.sockets.get(index).cloned().into_iter().collect();
+            letters.push(Letter { message: ToWorker::AddListener(listener.clone()), descriptors });
+        }
+        letters.push(ToWorker::Run.into());
+        Ok(letters)
+    }
+
+    fn on_event(&mut self, source: Source, event: Event) -> Result<(), ControlError> {
+        let index = source.worker;
+        if self.workers[index].process != source.process {
+            return Ok(());
+        }
+        match event {
+            Event::Said(ToSupervisor::Running { pid }) => {
+                tracing::info!(
+                    worker = index,
+                    pid,
+                    cpu = self.workers[index].cpu,
+                    "worker accepts connections"
+                );
+                if self.workers[index].state == WorkerState::Starting {
+                    self.workers[index].state = WorkerState::Running;
+                }
+                self.check_ready();
+            }
+            Event::Said(ToSupervisor::Done { id, error }) => self.command_done(index, id, error),
+            Event::Said(ToSupervisor::Refused { reason }) => {
+                tracing::error!(worker = index, "worker refuses the configuration: {reason}");
+                if matches!(self.phase, Phase::Starting) {
+                    return Err(ControlError::Refused { worker: index, reason });
+                }
+            }
+            Event::DrainSent => {
+                self.workers[index].state = WorkerState::Draining;
+                self.close_sockets_when_told();
+            }
+            Event::StartTimeout => tracing::error!(worker = index, "worker does not get ready; it is killed"),
+            Event::Ended(status) => self.on_ended(index, &status),
+        }
+        Ok(())
+    }
+
+    fn on_ended(&mut self, index: usize, status: &io::Result<std::process::ExitStatus>) {
+        let how = describe(status);
+        self.steering.worker_down(index);
+        clear_gauges(&self.blocks[index]);
+        self.command_void(index);
+        let worker = &mut self.workers[index];
+        if matches!(self.phase, Phase::Draining { .. }) {
+            if !matches!(status, Ok(status) if status.success()) {
+                tracing::warn!(worker = index, "worker ended while draining: {how}");
+            }
+            worker.ended();
+            self.close_sockets_when_told();
+            return;
+        }
+        let pause = worker.died(how.clone(), Instant::now());
+        let restarts = worker.restarts;
+        if pause.is_zero() {
+            tracing::error!(
+                worker = index,
+                restarts,
+                "worker died: {how}; started again with the same sockets"
+            );
+            self.start_worker(index);
+        } else {
+            tracing::error!(worker = index, restarts, "worker died again: {how}; started again in {pause:?}");
+        }
+    }
+
+    fn check_ready(&mut self) {
+        let all_run = self.workers.iter().all(|worker| worker.state == WorkerState::Running);
+        if !all_run || !matches!(self.phase, Phase::Starting) {
+            return;
+        }
+        self.phase = Phase::Serving;
+        tracing::info!("ready: {} workers", self.workers.len());
+        notify_systemd(sd_notify::NotifyState::Ready);
+        if let Some(sender) = self.options.ready.take() {
+            let ready =
+                Ready { status: self.status(), handle: self.handle.clone(), blocks: self.blocks.clone() };
+            // Whoever wanted to know may have stopped waiting.
+            let _: Result<(), Ready> = sender.send(ready);
+        }
+    }
+
+    // Requests and time.
+
+    fn on_request(&mut self, request: Request) {
+        // A caller that has gone does not wait for its answer.
+        match request {
+            Request::Status(reply) => drop(reply.send(Ok(self.status()))),
+            Request::SetRedirect(change, reply) => self.set_redirect(change, reply),
+            Request::SetSteering(change, reply) => drop(reply.send(self.set_steering(change))),
+            Request::Stop => self.drain(),
+        }
+    }
+
+    fn next_deadline(&self) -> Option<Instant> {
+        let kill_at = match self.phase {
+            Phase::Draining { kill_at } => kill_at,
+            Phase::Starting | Phase::Serving => None,
+        };
+        let restarts = self.workers.iter().filter_map(|worker| worker.restart_at);
+        let commands = self.pending.iter().map(|pending| pending.deadline);
+        restarts.chain(commands).chain(kill_at).min()
+    }
+
+    fn on_time(&mut self) {
+        let now = Instant::now();
+        self.answer_pending();
+        if let Phase::Draining { kill_at: Some(kill_at) } = self.phase
+            && kill_at <= now
+        {
+            tracing::warn!("workers that still drain at the deadline are killed");
+            self.kill_workers();
+        }
+        for index in 0..self.workers.len() {
+            if self.workers[index].restart_at.is_some_and(|at| at <= now) {
+                self.start_worker(index);
+            }
+        }
+    }
+
+    fn reopen_logs(&self) {
+        if let Some(log) = &self.access_log {
+            log.reopen();
+        }
+    }
+
+    // The end.
+
+    fn on_end_signal(&mut self) {
+        if self.is_draining() {
+            tracing::warn!("second signal: workers are killed");
+            self.kill_workers();
+        } else {
+            self.drain();
+        }
+    }
+
+    /// Tells the workers to finish what is under way; their sockets here are closed once all were told.
+    fn drain(&mut self) {
+        if self.is_draining() {
+            return;
+        }
+        let deadline_ms = self.state.settings.timeouts.drain_ms;
+        tracing::info!("draining: what is under way is finished, within {deadline_ms} ms");
+        notify_systemd(sd_notify::NotifyState::Stopping);
+        let kill_at = Instant::now() + Duration::from_millis(deadline_ms) + DRAIN_GRACE;
+        self.phase = Phase::Draining { kill_at: Some(kill_at) };
+        for (index, worker) in self.workers.iter_mut().enumerate() {
+            match &worker.link {
+                None => worker.ended(),
+                Some(link) => {
+                    if link.tell(ToWorker::Drain { deadline_ms }) == Told::Stuck {
+                        tracing::error!(worker = index, "worker does not take its commands; it is killed");
+                        link.kill();
+                    }
+                }
+            }
+        }
+        self.close_sockets_when_told();
+    }
+
+    fn close_sockets_when_told(&mut self) {
+        let told = |worker: &Worker| matches!(worker.state, WorkerState::Draining | WorkerState::Ended);
+        if self.is_draining() && self.workers.iter().all(told) {
+            self.sockets.clear();
+        }
+    }
+
+    /// From here on it is over within moments, whatever the workers do.
+    fn kill_workers(&mut self) {
+        for link in self.workers.iter().filter_map(|worker| worker.link.as_ref()) {
+            link.kill();
+        }
+        self.phase = Phase::Draining { kill_at: None };
+    }
+}
+
+fn start_access_log(state: &State, workers: usize) -> Result<Option<AccessLog>, ControlError> {
+    let log = &state.settings.log;
+    if log.access == AccessLogFormat::Off {
+        return Ok(None);
+    }
+    let started = AccessLog::start(&log.access_file, workers);
+    started.map(Some).map_err(|source| ControlError::AccessLog { path: log.access_file.clone(), source })
+}
+
+fn notify_systemd(state: sd_notify::NotifyState<'_>) {
+    if let Err(error) = sd_notify::notify(&[state]) {
+        tracing::warn!("systemd cannot be notified: {error}");
+    }
+}
+
+async fn sleep_until_some(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => sleep_until(deadline).await,
+        None => pending().await,
+    }
+}
+
+#[derive(Debug)]
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hangup: Signal,
+    user1: Signal,
+}
+
+impl Signals {
+    fn new() -> io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            hangup: signal(SignalKind::hangup())?,
+            user1: signal(SignalKind::user_defined1())?,
+        })
+    }
+}
