@@ -10,13 +10,14 @@ use super::table::{Access, Key, Need, quote};
 /// Width of the text in columns.
 const WIDTH: usize = 79;
 
-/// A configuration file with every key, its meaning, type, range and default. It is valid as it stands, and keys that have a
-/// default have it.
+/// A configuration file with every key, its meaning, type, range and default. It is valid as it stands, and keys that
+/// have a default have it.
 pub fn explain() -> String {
     let mut out = String::new();
     comment(
         &mut out,
-        "Every key of the configuration file. A key that is left out has the value shown here; keys after a # have none.",
+        "Every key of the configuration file. A key that is left out has the value shown here; keys behind a # \
+         have none.",
     );
     for section in sections() {
         out.push('\n');
@@ -139,9 +140,9 @@ pub(super) fn sections() -> Vec<Section> {
         ),
         section(
             "[[route]]",
-            "Sends the requests that match to a cluster. Once for each. A route with a host is preferred to one without, an \
-             exact host to a wildcard, a longer wildcard to a shorter; then an exact path to a prefix, a longer prefix to a \
-             shorter.",
+            "Sends the requests that match to a cluster. Once for each. A route with a host is preferred to one \
+             without, an exact host to a wildcard, a longer wildcard to a shorter; then an exact path to a prefix, a \
+             longer prefix to a shorter.",
             keys::ROUTE,
             &Route::blank(),
         ),
@@ -153,11 +154,10 @@ fn section<T>(header: &'static str, doc: &'static str, keys: &[Key<T>], blank: &
 }
 
 fn row<T>(key: &Key<T>, blank: &T) -> Row {
-    let value = match (key.need, key.literal(blank)) {
-        (Need::Default, Some(literal)) => Value::Default(literal),
-        (Need::Default, None) => Value::Default(quote("")),
-        (Need::Optional(example), _) => Value::Optional(quote(example)),
-        (Need::Required(example), _) => Value::Required(quote(example)),
+    let value = match key.need {
+        Need::Default => Value::Default(key.literal(blank).unwrap_or_else(|| quote(""))),
+        Need::Optional(example) => Value::Optional(quote(example)),
+        Need::Required(example) => Value::Required(quote(example)),
     };
     let takes = match &key.access {
         Access::Integer { range, unit: "", .. } => format!("{} to {}", range.start(), range.end()),

@@ -1,6 +1,6 @@
-//! The configuration file: TOML to [`State`] and back, the rules a state must keep, and the text that explains each key.
+//! The configuration file: TOML to [`State`] and back, the rules a state must keep, the text that explains each key.
 //!
-//! Every key is declared once, in [`keys`]: the reader, the writer, the range checks, `underpass check --explain` and
+//! Every key is declared once, in `keys`: the reader, the writer, the range checks, `underpass check --explain` and
 //! the man page all come from that table.
 #![forbid(unsafe_code)]
 
@@ -32,8 +32,8 @@ pub const FILE_SIZE_MAX: u64 = 16 * 1024 * 1024;
 /// Reads a configuration file.
 ///
 /// # Errors
-/// Everything that is wrong with the file, in the order of its lines. Warnings alone do not fail; they are dropped here, see
-/// [`load_with_warnings`].
+/// Everything that is wrong with the file, in the order of its lines. Warnings alone do not fail; they are dropped
+/// here, see [`load_with_warnings`].
 pub fn load(path: &Path) -> Result<State, Errors> {
     load_with_warnings(path).map(|(state, _)| state)
 }

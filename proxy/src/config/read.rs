@@ -1,5 +1,6 @@
 //! TOML to [`State`], with the place of everything that is wrong.
 
+use std::cmp::Reverse;
 use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 
@@ -37,23 +38,31 @@ pub(super) fn read(text: &str, file_name: &str) -> (State, Vec<Diagnostic>) {
     };
     let mut reader = Reader::default();
     let state = reader.state(document.get_ref());
-    let implied: Vec<_> = validate(&state).into_iter().filter(|problem| reader.is_real(problem)).collect();
     let mut found = std::mem::take(&mut reader.found);
-    found.extend(implied.into_iter().map(|problem| (reader.span(&problem), problem)));
-    found.sort_by_key(|(span, _)| span.as_ref().map(|span| span.start));
-    let mut diagnostics: Vec<_> = found.into_iter().map(|(span, problem)| at(span, problem)).collect();
-    if diagnostics.len() > DIAGNOSTICS_MAX {
-        diagnostics.sort_by_key(|diagnostic| std::cmp::Reverse(diagnostic.problem.severity));
-        let rest = diagnostics.len() - DIAGNOSTICS_MAX;
-        diagnostics.truncate(DIAGNOSTICS_MAX);
-        diagnostics.sort_by_key(|diagnostic| diagnostic.position);
-        let mut more =
-            Problem::file(Fault::new(format!("{rest} more problems"), "correct those above first"));
-        more.severity =
-            diagnostics.iter().map(|diagnostic| diagnostic.problem.severity).max().unwrap_or(more.severity);
-        diagnostics.push(at(None, more));
+    for mut problem in validate(&state).into_iter().filter(|problem| reader.is_real(problem)) {
+        if let Some(written) = reader.written(&problem, text) {
+            problem.value = Some(written.to_owned());
+        }
+        found.push((reader.span(&problem), problem));
     }
-    (state, diagnostics)
+    found.sort_by_key(|(span, _)| span.as_ref().map(|span| span.start));
+    let diagnostics = found.into_iter().map(|(span, problem)| at(span, problem)).collect();
+    (state, bound(diagnostics))
+}
+
+/// Keeps the first [`DIAGNOSTICS_MAX`], errors before warnings, and counts the rest.
+fn bound(mut diagnostics: Vec<Diagnostic>) -> Vec<Diagnostic> {
+    if diagnostics.len() <= DIAGNOSTICS_MAX {
+        return diagnostics;
+    }
+    diagnostics.sort_by_key(|diagnostic| Reverse(diagnostic.problem.severity));
+    let rest = diagnostics.split_off(DIAGNOSTICS_MAX);
+    diagnostics.sort_by_key(|diagnostic| diagnostic.position);
+    let fault = Fault::new(format!("{} more problems", rest.len()), "correct those above first");
+    let severity = rest[0].problem.severity;
+    let problem = Problem { severity, ..Problem::file(fault) };
+    diagnostics.push(Diagnostic { file: rest[0].file.clone(), position: None, problem });
+    diagnostics
 }
 
 #[derive(Default)]
@@ -77,10 +86,10 @@ struct Scope<'a> {
 impl Reader {
     fn state(&mut self, document: &DeTable<'_>) -> State {
         let mut state = State::default();
-        let elsewhere: Vec<_> = keys::SETTINGS_TABLES.iter().map(|(name, _)| *name).chain(LISTS).collect();
+        let elsewhere: Vec<_> = keys::TABLES.iter().map(|(name, _)| *name).chain(LISTS).collect();
         let scope = Scope { place: Place::Settings, label: String::new(), prefix: "", elsewhere: &elsewhere };
         self.fields(&scope, keys::ROOT, document, &mut state.settings);
-        for (name, keys) in keys::SETTINGS_TABLES {
+        for (name, keys) in keys::TABLES {
             let prefix = &format!("{name}.");
             let scope = Scope { place: Place::Settings, label: String::new(), prefix, elsewhere: &[] };
             if let Some(table) = self.settings_table(name, document) {
@@ -230,18 +239,10 @@ impl Reader {
     fn unknown_key<T>(&mut self, scope: &Scope<'_>, keys: &[Key<T>], name: &Spanned<DeString<'_>>) {
         let text: &str = name.get_ref();
         let known = keys.iter().map(|key| key.name).chain(scope.elsewhere.iter().copied());
-        let home = |(table, keys): &(&str, &[Key<Settings>])| {
-            keys.iter().any(|key| key.name == text).then(|| format!("put it under [{table}]"))
-        };
         let remedy = match nearest(text, known) {
             Some(near) => format!("did you mean {near}?"),
-            None => match keys::SETTINGS_TABLES.iter().find_map(home) {
-                Some(remedy) => remedy,
-                None if keys::ROOT.iter().any(|key| key.name == text) => {
-                    "put it above the first [table]".into()
-                }
-                None => "remove it".into(),
-            },
+            None if scope.place == Place::Settings => elsewhere(text),
+            None => "remove it".into(),
         };
         let path = format!("{}{text}", scope.prefix);
         let fault = Fault::new("unknown key", remedy);
@@ -284,6 +285,13 @@ impl Reader {
             && !problem.follows_from.iter().any(|key| self.unread.contains(key))
     }
 
+    /// The value as the file has it, which may differ from how the state has it: upper case, another base.
+    fn written<'t>(&self, problem: &Problem, text: &'t str) -> Option<&'t str> {
+        problem.value.as_ref()?;
+        let span = self.spans.get(&(problem.place, problem.key.clone()))?;
+        text.get(span.clone()).filter(|value| !value.contains('\n'))
+    }
+
     fn span(&self, problem: &Problem) -> Option<Range<usize>> {
         let own = (problem.place, problem.key.clone());
         let item = (problem.place, String::new());
@@ -294,6 +302,20 @@ impl Reader {
 
 fn name_in<'t>(table: &'t DeTable<'_>) -> &'t str {
     table.get("name").and_then(|name| name.get_ref().as_str()).unwrap_or_default()
+}
+
+/// What to do with a setting that its table does not know.
+fn elsewhere(text: &str) -> String {
+    if keys::ROOT.iter().any(|key| key.name == text) {
+        return "put it above the first [table]".into();
+    }
+    let of_table = |(table, keys): &(&str, &[Key<Settings>])| {
+        nearest(text, keys.iter().map(|key| key.name)).map(|near| match near == text {
+            true => format!("put it under [{table}]"),
+            false => format!("did you mean {near}, under [{table}]?"),
+        })
+    };
+    keys::TABLES.iter().find_map(of_table).unwrap_or_else(|| "remove it".into())
 }
 
 /// A value's type in words.

@@ -55,7 +55,7 @@ impl Syntax {
     pub(super) fn describe(self) -> String {
         match self {
             Self::Choice(names) => format!("one of {}", names().join(", ")),
-            Self::Name => "name: letters, digits, '-', '_', '.'".into(),
+            Self::Name => "name of letters, digits, '-', '_' and '.'".into(),
             Self::ListenAddress => "IP address and port; port 0 lets the kernel choose one".into(),
             Self::BackendAddress => "IP address and port".into(),
             Self::Host => "host name without port, or *. and a host name".into(),
@@ -171,7 +171,7 @@ fn check_size(text: &str, size_max: usize) -> Result<(), Fault> {
 }
 
 fn check_listen_address(text: &str) -> Result<(), Fault> {
-    match parse_address(text)?.ip() {
+    match parse_address(text)?.ip().to_canonical() {
         ip if is_group(ip) => Err(Fault::new(
             "a multicast or broadcast address cannot accept connections",
             "use one of this host",
@@ -182,14 +182,15 @@ fn check_listen_address(text: &str) -> Result<(), Fault> {
 
 fn check_backend_address(text: &str) -> Result<(), Fault> {
     let address = parse_address(text)?;
+    let ip = address.ip().to_canonical();
     if address.port() == 0 {
         return Err(Fault::new("port 0 cannot be connected to", "use a port between 1 and 65535"));
     }
-    if address.ip().is_unspecified() {
+    if ip.is_unspecified() {
         let remedy = "use the backend's own address; 127.0.0.1 or [::1] for this host";
         return Err(Fault::new("stands for every address of this host, not for one to connect to", remedy));
     }
-    if is_group(address.ip()) {
+    if is_group(ip) {
         return Err(Fault::new(
             "a multicast or broadcast address cannot be connected to",
             "use the backend's own",
@@ -333,6 +334,8 @@ fn check_log_filter(text: &str) -> Result<(), Fault> {
     }
     match EnvFilter::builder().parse(text) {
         Ok(_) => Ok(()),
-        Err(error) => Err(Fault::new(format!("not a filter: {error}"), format!("use one of {levels}"))),
+        Err(_) => {
+            Err(Fault::new("not a filter", "write it as underpass=debug,warn: modules and their levels"))
+        }
     }
 }

@@ -20,12 +20,16 @@ pub(super) const BACKENDS_MAX: usize = 1024;
 /// The most routes of a proxy.
 pub(super) const ROUTES_MAX: usize = 64 * 1024;
 
-/// Everything that is wrong with a state, errors and warnings, in no particular order. Nothing outside the state is looked at:
-/// whether addresses can be bound, users exist or files can be written is seen at start.
+/// For how many names that are not there a similar one is sought, because that takes a look at all.
+const SUGGESTIONS_MAX: usize = 100;
+
+/// Everything that is wrong with a state, errors and warnings, in no particular order. Nothing outside the state is
+/// looked at: whether addresses can be bound, users exist or files can be written is seen at start.
 pub fn validate(state: &State) -> Vec<Problem> {
     let mut problems = Vec::new();
     check_values(state, &mut problems);
     check_settings(&state.settings, &mut problems);
+    check_redirects(state, &mut problems);
     check_counts(state, &mut problems);
     check_unique(state, &mut problems);
     check_references(state, &mut problems);
@@ -54,7 +58,7 @@ pub(super) fn label(place: Place, name: &str) -> String {
 /// Each value by itself, by the table of keys.
 fn check_values(state: &State, problems: &mut Vec<Problem>) {
     check_keys(problems, Place::Settings, "", "", keys::ROOT, &state.settings);
-    for (name, keys) in keys::SETTINGS_TABLES {
+    for (name, keys) in keys::TABLES {
         check_keys(problems, Place::Settings, "", &format!("{name}."), keys, &state.settings);
     }
     for (index, listener) in state.listeners.iter().enumerate() {
@@ -109,14 +113,27 @@ fn check_settings(settings: &Settings, problems: &mut Vec<Problem>) {
         let fault = Fault::new(reason, "lower it, or raise limits.head_size_max");
         refuse("limits.target_size_max", limits.target_size_max, "limits.head_size_max", fault);
     }
-    if limits.pipes == 0 && settings.redirect == RedirectMode::Splice {
-        let fault = Fault::new(
-            "needs pipes, and limits.pipes is 0",
-            "raise limits.pipes; until then bodies are copied",
-        );
-        let value = Some(quote(settings.redirect.name()));
-        let problem = Problem::warning(Place::Settings, "", "redirect", value, fault);
-        problems.push(problem.follows_from(Place::Settings, "limits.pipes"));
+}
+
+/// Modes that have no pipe to work with.
+fn check_redirects(state: &State, problems: &mut Vec<Problem>) {
+    if state.settings.limits.pipes > 0 {
+        return;
+    }
+    let mut check = |place: Place, name: &str, mode: Option<RedirectMode>| {
+        if mode == Some(RedirectMode::Splice) {
+            let fault =
+                Fault::new("limits.pipes is 0, so bodies are copied", "raise limits.pipes, or use \"copy\"");
+            let value = Some(quote(RedirectMode::Splice.name()));
+            problems.push(Problem::warning(place, &label(place, name), "redirect", value, fault));
+        }
+    };
+    check(Place::Settings, "", Some(state.settings.redirect));
+    for (index, listener) in state.listeners.iter().enumerate() {
+        check(Place::Listener(index), &listener.name, listener.redirect);
+    }
+    for (index, cluster) in state.clusters.iter().enumerate() {
+        check(Place::Cluster(index), &cluster.name, cluster.redirect);
     }
 }
 
@@ -139,14 +156,10 @@ fn check_counts(state: &State, problems: &mut Vec<Problem>) {
 
 /// What must be there only once.
 fn check_unique(state: &State, problems: &mut Vec<Problem>) {
-    let names = state.listeners.iter().map(|listener| listener.name.as_str());
-    check_names(problems, names, Place::Listener, "listener");
-    check_names(
-        problems,
-        state.clusters.iter().map(|cluster| cluster.name.as_str()),
-        Place::Cluster,
-        "cluster",
-    );
+    let listeners: Vec<_> = state.listeners.iter().map(|listener| listener.name.as_str()).collect();
+    check_names(problems, &listeners, Place::Listener, "listener");
+    let clusters: Vec<_> = state.clusters.iter().map(|cluster| cluster.name.as_str()).collect();
+    check_names(problems, &clusters, Place::Cluster, "cluster");
 
     let addresses = state.listeners.iter().map(|listener| listener.address);
     // Port 0 is another port each time.
@@ -175,23 +188,12 @@ fn check_unique(state: &State, problems: &mut Vec<Problem>) {
     check_routes_unique(state, problems);
 }
 
-fn check_names<'a>(
-    problems: &mut Vec<Problem>,
-    names: impl Iterator<Item = &'a str> + Clone,
-    place: fn(usize) -> Place,
-    kind: &str,
-) {
+fn check_names(problems: &mut Vec<Problem>, names: &[&str], place: fn(usize) -> Place, kind: &str) {
     // An empty name is refused as such.
-    for (second, first) in repeated(names.clone().enumerate().filter(|(_, name)| !name.is_empty())) {
-        let name = names.clone().nth(second).unwrap_or_default();
+    for (second, first) in repeated(names.iter().enumerate().filter(|(_, name)| !name.is_empty())) {
         let fault = Fault::new(format!("{kind} {} has this name already", first + 1), "give each its own");
-        problems.push(Problem::error(
-            place(second),
-            &label(place(second), ""),
-            "name",
-            Some(quote(name)),
-            fault,
-        ));
+        let value = Some(quote(names[second]));
+        problems.push(Problem::error(place(second), &label(place(second), ""), "name", value, fault));
     }
 }
 
@@ -239,11 +241,14 @@ fn repeated<T: Hash + Eq>(values: impl Iterator<Item = (usize, T)>) -> Vec<(usiz
 fn check_references(state: &State, problems: &mut Vec<Problem>) {
     let clusters: HashSet<&str> = state.clusters.iter().map(|cluster| cluster.name.as_str()).collect();
     let listeners: HashSet<&str> = state.listeners.iter().map(|listener| listener.name.as_str()).collect();
+    let mut suggestions = 0;
     let mut check = |names: &HashSet<&str>, kind: &str, place: Place, name: &str, key: &str, value: &str| {
         if value.is_empty() || names.contains(value) {
             return;
         }
-        let remedy = match nearest(value, names.iter().copied()) {
+        suggestions += 1;
+        let near = if suggestions <= SUGGESTIONS_MAX { nearest(value, names.iter().copied()) } else { None };
+        let remedy = match near {
             Some(near) => format!("did you mean {near:?}?"),
             None => format!("add a [[{kind}]] of this name, or name another"),
         };
@@ -313,57 +318,64 @@ fn check_use(state: &State, problems: &mut Vec<Problem>) {
         let (PathMatch::Exact(path) | PathMatch::Prefix(path)) = &route.path;
         if path.ends_with('*') {
             let key = if matches!(route.path, PathMatch::Exact(_)) { "path" } else { "path_prefix" };
-            let remedy = "to take every path below, use path_prefix without it";
-            warn(Place::Route(index), "", key, "the asterisk stands for itself", remedy);
+            let fault = Fault::new(
+                "the asterisk stands for itself",
+                "a path_prefix without it takes every path below",
+            );
+            let place = Place::Route(index);
+            problems.push(Problem::warning(place, &label(place, ""), key, Some(quote(path)), fault));
         }
     }
 }
 
 /// Backends that are the proxy itself.
 fn check_loops(state: &State, problems: &mut Vec<Problem>) {
+    let mut by_port: HashMap<u16, Vec<usize>> = HashMap::new();
+    for (index, listener) in state.listeners.iter().enumerate() {
+        by_port.entry(listener.address.port()).or_default().push(index);
+    }
     for (index, cluster) in state.clusters.iter().enumerate() {
         for (number, backend) in cluster.backends.iter().enumerate() {
-            let Some((position, listener)) = state
-                .listeners
-                .iter()
-                .enumerate()
-                .find(|(_, listener)| answers(listener.address, backend.address))
-            else {
-                continue;
-            };
-            let place = Place::Backend { cluster: index, backend: number };
-            let itself = label(Place::Listener(position), &listener.name);
-            let value = Some(quote(&backend.address.to_string()));
-            let label = label(place, &cluster.name);
-            let problem = if leads_to(&state.routes, listener, cluster) {
-                let reason =
-                    format!("is {itself}, which leads here: its requests would go round in a circle");
-                Problem::error(
-                    place,
-                    &label,
-                    "address",
-                    value,
-                    Fault::new(reason, "use the address of the backend"),
-                )
-            } else {
-                let reason = format!("is {itself} of this proxy, so these requests pass it twice");
-                let remedy = "use the backend's own address, if that is not meant";
-                Problem::warning(place, &label, "address", value, Fault::new(reason, remedy))
-            };
-            problems.push(problem.follows_from(Place::Listener(position), "address"));
+            let ip_of = |position: usize| state.listeners[position].address.ip();
+            let same_port = by_port.get(&backend.address.port()).into_iter().flatten().copied();
+            let answering = same_port.filter(|position| answers(ip_of(*position), backend.address.ip()));
+            // The kernel prefers the listener with the more specific address.
+            if let Some(position) = answering.min_by_key(|position| ip_of(*position).is_unspecified()) {
+                let place = Place::Backend { cluster: index, backend: number };
+                problems.push(loop_problem(state, place, cluster, backend.address, position));
+            }
         }
     }
 }
 
-/// Whether a connection to `target` from this host surely ends at a listener on `address`.
-fn answers(address: SocketAddr, target: SocketAddr) -> bool {
-    // Loopback is always this host; of other addresses a wildcard listener has only those of its interfaces.
-    let here = match (address.ip(), target.ip()) {
-        (IpAddr::V4(own), IpAddr::V4(other)) => own == other || own.is_unspecified() && other.is_loopback(),
-        (IpAddr::V6(own), IpAddr::V6(other)) => own == other || own.is_unspecified() && other.is_loopback(),
-        _ => false,
+fn loop_problem(
+    state: &State,
+    place: Place,
+    cluster: &Cluster,
+    address: SocketAddr,
+    position: usize,
+) -> Problem {
+    let listener = &state.listeners[position];
+    let itself = label(Place::Listener(position), &listener.name);
+    let value = Some(quote(&address.to_string()));
+    let label = label(place, &cluster.name);
+    let problem = if leads_to(&state.routes, listener, cluster) {
+        let reason = format!("is {itself}, which leads here, so requests would go round in a circle");
+        Problem::error(place, &label, "address", value, Fault::new(reason, "use the backend's own address"))
+    } else {
+        let reason = format!("is {itself} of this proxy, so these requests pass it twice");
+        let remedy = "use the backend's own address, if that is not meant";
+        Problem::warning(place, &label, "address", value, Fault::new(reason, remedy))
     };
-    here && address.port() == target.port()
+    problem.follows_from(Place::Listener(position), "address")
+}
+
+/// Whether a connection from this host to `target` surely ends at a listener on `address`; both on the same port.
+fn answers(address: IpAddr, target: IpAddr) -> bool {
+    let (address, target) = (address.to_canonical(), target.to_canonical());
+    // Loopback is always this host; which other addresses a wildcard has is not known here.
+    address == target
+        || address.is_unspecified() && address.is_ipv4() == target.is_ipv4() && target.is_loopback()
 }
 
 fn leads_to(routes: &[Route], listener: &Listener, cluster: &Cluster) -> bool {

@@ -7,12 +7,13 @@ use underpass_command::state::State;
 use super::keys;
 use super::table::Key;
 
-/// The configuration file of a state, with every key that has a value; reading it gives the same state, if it keeps the rules
-/// of [`super::validate`].
+/// The configuration file of a state, with every key that has a value.
+///
+/// Reading it gives the same state, if that keeps the rules of [`super::validate`] and its hosts are in lower case.
 pub fn to_toml(state: &State) -> String {
     let mut out = String::new();
     write_keys(&mut out, keys::ROOT, &state.settings);
-    for (name, keys) in keys::SETTINGS_TABLES {
+    for (name, keys) in keys::TABLES {
         write_header(&mut out, &format!("[{name}]"));
         write_keys(&mut out, keys, &state.settings);
     }

@@ -1,0 +1,129 @@
+//! Keys of listeners, clusters, backends and routes.
+
+use underpass_command::state::{
+    AtLimit, Backend, Balance, Cluster, ForwardedFields, Listener, PathMatch, RequestId, Route,
+};
+
+use super::redirect_modes;
+use crate::config::syntax::{Syntax, parse_address, parse_choice};
+use crate::config::table::{Access, Key, Need};
+
+/// Keys of `[[listener]]`.
+pub(in crate::config) static LISTENER: &[Key<Listener>] = &[
+    text!("name", name, Need::Required("web"), Syntax::Name, "Unique among listeners."),
+    address!("0.0.0.0:8080", Syntax::ListenAddress, "Address to listen on. Unique among listeners."),
+    optional_text!(
+        "default_cluster",
+        default_cluster,
+        "app",
+        Syntax::Name,
+        "Cluster of the requests that no route matches. Without it they are refused."
+    ),
+    redirect_override!("Overrides the process's redirect mode."),
+    choice!(
+        "x_forwarded",
+        x_forwarded,
+        ForwardedFields,
+        "X-Forwarded-For, -Proto, -Host and -Port: append keeps what the client sent and adds this hop, \
+         replace removes what the client sent, off passes it unchanged."
+    ),
+    choice!("forwarded", forwarded, ForwardedFields, "The same for Forwarded (RFC 7239)."),
+    choice!(
+        "request_id",
+        request_id,
+        RequestId,
+        "X-Request-Id: keep makes one where the client sent none, replace always makes one, off passes it unchanged."
+    ),
+    choice!(
+        "at_limit",
+        at_limit,
+        AtLimit,
+        "Connections beyond limits.connections: refuse answers them with 503, wait leaves them in the accept queue."
+    ),
+];
+
+/// Keys of `[[cluster]]`.
+pub(in crate::config) static CLUSTER: &[Key<Cluster>] = &[
+    text!("name", name, Need::Required("app"), Syntax::Name, "Unique among clusters."),
+    choice!(
+        "balance",
+        balance,
+        Balance,
+        "How a backend is chosen: round-robin takes one after the other, least-loaded the one with the fewest \
+         requests of this worker under way."
+    ),
+    redirect_override!("Overrides the redirect mode of the process and of the listener."),
+    boolean!(
+        "chunked_requests",
+        chunked_requests,
+        "Whether request bodies of unknown length may be sent to these backends; otherwise 411."
+    ),
+];
+
+/// Keys of `[[cluster.backend]]`.
+pub(in crate::config) static BACKEND: &[Key<Backend>] =
+    &[address!("127.0.0.1:9000", Syntax::BackendAddress, "Address of the backend. Unique in its cluster.")];
+
+/// Keys of `[[route]]`.
+pub(in crate::config) static ROUTE: &[Key<Route>] = &[
+    optional_text!(
+        "listener",
+        listener,
+        "web",
+        Syntax::Name,
+        "Only for requests that came in by this listener. Without it: by any."
+    ),
+    Key {
+        name: "host",
+        doc: "Only for this host, or with *. in front for every name below it. Without it: for every host.",
+        need: Need::Optional("*.example.com"),
+        access: Access::Text {
+            syntax: Syntax::Host,
+            get: |route| route.host.clone(),
+            set: |route, text| {
+                // RFC 3986 3.2.2: hosts compare without regard to case.
+                route.host = Some(text.to_ascii_lowercase());
+                Ok(())
+            },
+        },
+    },
+    Key {
+        name: "path",
+        doc: "Only for this very path; the query does not count. Excludes path_prefix.",
+        need: Need::Optional("/favicon.ico"),
+        access: Access::Text {
+            syntax: Syntax::UrlPath,
+            get: |route| match &route.path {
+                PathMatch::Exact(path) => Some(path.clone()),
+                PathMatch::Prefix(_) => None,
+            },
+            set: |route, text| {
+                route.path = PathMatch::Exact(text.to_owned());
+                Ok(())
+            },
+        },
+    },
+    Key {
+        name: "path_prefix",
+        doc: "Only for paths that begin so, at a segment's border: /a takes /a and /a/b, not /ab. Without path and \
+              path_prefix: for every path.",
+        need: Need::Optional("/api"),
+        access: Access::Text {
+            syntax: Syntax::UrlPath,
+            get: |route| match &route.path {
+                PathMatch::Prefix(path) => Some(path.clone()),
+                PathMatch::Exact(_) => None,
+            },
+            set: |route, text| {
+                route.path = PathMatch::Prefix(text.to_owned());
+                Ok(())
+            },
+        },
+    },
+    text!("cluster", cluster, Need::Required("app"), Syntax::Name, "Cluster that serves the requests."),
+    boolean!(
+        "allow_connect",
+        allow_connect,
+        "Whether CONNECT is allowed, and opens a tunnel to the cluster."
+    ),
+];

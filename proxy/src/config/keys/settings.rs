@@ -1,0 +1,226 @@
+//! Keys of the process-wide settings.
+
+use std::path::PathBuf;
+
+use underpass_command::state::{AccessLogFormat, RedirectMode, Settings, SteeringPolicy};
+
+use super::store;
+use crate::config::syntax::{Syntax, parse_choice};
+use crate::config::table::{Access, Key, Need};
+
+/// 30 days: long enough for any wait, short enough that no deadline overflows.
+const TIMEOUT_MS_MAX: u64 = 30 * 24 * 3600 * 1000;
+/// No worker has more descriptors than this by default (`fs.nr_open`).
+const DESCRIPTORS_MAX: u64 = 1024 * 1024;
+/// So that an edited head goes out in one `writev`: two pieces for each field, and IOV_MAX is 1024.
+const HEADER_COUNT_MAX: u64 = 500;
+const TIB: u64 = 1 << 40;
+
+macro_rules! timeout {
+    ($name:literal, $field:ident, $doc:literal) => {
+        integer!($name, timeouts.$field, 1..=TIMEOUT_MS_MAX, "milliseconds", $doc)
+    };
+}
+
+/// Keys at the top of the file.
+pub(in crate::config) static ROOT: &[Key<Settings>] = &[
+    integer!(
+        "workers",
+        workers,
+        0..=1024,
+        "workers",
+        "Number of workers. 0 means one for each core that the process may use."
+    ),
+    text!(
+        "user",
+        user,
+        Need::Default,
+        Syntax::User,
+        "User that the workers run as when the supervisor is root. Empty keeps the supervisor's user."
+    ),
+    path!("admin_socket", admin_socket, Syntax::Socket, "Unix socket of the admin API."),
+    choice!(
+        "redirect",
+        redirect,
+        RedirectMode,
+        "How the bytes of a body get from one socket to the other: copy reads and writes them, splice lets the \
+         kernel move them, auto chooses per body. A listener or cluster may say otherwise."
+    ),
+    choice!(
+        "steering",
+        steering,
+        SteeringPolicy,
+        "How a new connection finds its worker: cpu, the worker of the CPU that handles the connection request; \
+         rx-queue, the worker of the network queue that it came in by; hash, one chosen by the flow's hash; off, \
+         the kernel's choice."
+    ),
+    integer!(
+        "splice_size_min",
+        splice_size_min,
+        0..=TIB,
+        "bytes",
+        "In mode auto, the smallest rest of a body that is worth a splice."
+    ),
+    text!(
+        "via",
+        via,
+        Need::Default,
+        Syntax::Via,
+        "Name of this proxy in Via fields (RFC 9110 section 7.6.3). Empty leaves Via alone."
+    ),
+];
+
+/// Keys of `[log]`.
+pub(in crate::config) static LOG: &[Key<Settings>] = &[
+    text!(
+        "level",
+        log.level,
+        Need::Default,
+        Syntax::LogFilter,
+        "What the supervisor's own log holds, a level or a filter per module."
+    ),
+    choice!("access", log.access, AccessLogFormat, "Format of the access log, one line per request."),
+    path!(
+        "access_file",
+        log.access_file,
+        Syntax::File,
+        "File of the access log. \"-\" is the standard output."
+    ),
+];
+
+/// Keys of `[limits]`.
+pub(in crate::config) static LIMITS: &[Key<Settings>] = &[
+    integer!(
+        "connections",
+        limits.connections,
+        1..=DESCRIPTORS_MAX,
+        "connections",
+        "Client connections of one worker."
+    ),
+    integer!(
+        "buffers",
+        limits.buffers,
+        0..=4 * DESCRIPTORS_MAX,
+        "buffers",
+        "Buffers of one worker. 0 means as many as its connections can ever need."
+    ),
+    integer!(
+        "buffer_size",
+        limits.buffer_size,
+        4096..=1024 * 1024,
+        "bytes",
+        "Size of one buffer. A head must fit into it."
+    ),
+    integer!(
+        "head_size_max",
+        limits.head_size_max,
+        512..=1024 * 1024,
+        "bytes",
+        "Longest head: request or status line and fields, with the empty line. At most buffer_size."
+    ),
+    integer!(
+        "header_count_max",
+        limits.header_count_max,
+        1..=HEADER_COUNT_MAX,
+        "fields",
+        "Most fields in a head or trailer section."
+    ),
+    integer!(
+        "target_size_max",
+        limits.target_size_max,
+        16..=1024 * 1024,
+        "bytes",
+        "Longest request target. Less than head_size_max."
+    ),
+    integer!(
+        "request_body_size_max",
+        limits.request_body_size_max,
+        0..=1024 * 1024 * TIB,
+        "bytes",
+        "Largest request body. 0 means no limit."
+    ),
+    integer!(
+        "pipes",
+        limits.pipes,
+        0..=DESCRIPTORS_MAX / 2,
+        "pipes",
+        "Pipes of one worker, for splice. 0 means that nothing is spliced."
+    ),
+    integer!(
+        "pipe_size",
+        limits.pipe_size,
+        4096..=64 * 1024 * 1024,
+        "bytes",
+        "Size of one pipe. The kernel rounds it up to a power of two pages."
+    ),
+    integer!(
+        "backlog",
+        limits.backlog,
+        1..=65535,
+        "connections",
+        "Length of the accept queue of each listening socket."
+    ),
+    integer!(
+        "backend_idle",
+        limits.backend_idle,
+        0..=DESCRIPTORS_MAX,
+        "connections",
+        "Idle connections that one worker keeps to one backend."
+    ),
+    integer!(
+        "requests_per_connection",
+        limits.requests_per_connection,
+        0..=u32::MAX as u64,
+        "requests",
+        "Requests on one client connection before it is closed. 0 means no limit."
+    ),
+];
+
+/// Keys of `[timeouts]`.
+pub(in crate::config) static TIMEOUTS: &[Key<Settings>] = &[
+    timeout!(
+        "head_ms",
+        head_ms,
+        "Longest time from the first byte of a request (or from accept) to the end of its head; then 408."
+    ),
+    timeout!(
+        "body_idle_ms",
+        body_idle_ms,
+        "Longest time without a byte of a body moving in either direction."
+    ),
+    timeout!("connect_ms", connect_ms, "Longest time to establish a connection to a backend; then 504."),
+    timeout!(
+        "response_ms",
+        response_ms,
+        "Longest time from the end of the request to the first byte of the response's head; then 504."
+    ),
+    timeout!(
+        "keep_alive_ms",
+        keep_alive_ms,
+        "Longest time that a client connection waits for its next request."
+    ),
+    timeout!(
+        "backend_keep_alive_ms",
+        backend_keep_alive_ms,
+        "Longest time that an idle connection to a backend stays in the pool."
+    ),
+    timeout!(
+        "tunnel_idle_ms",
+        tunnel_idle_ms,
+        "Longest time without a byte in either direction of a tunnel."
+    ),
+    timeout!(
+        "linger_ms",
+        linger_ms,
+        "Longest time that a closing connection's peer may take to read the last bytes and close."
+    ),
+    timeout!(
+        "drain_ms",
+        drain_ms,
+        "Longest time from the request to stop until the remaining connections are cut."
+    ),
+];
+
+/// The tables of settings, and their keys.
+pub(in crate::config) static TABLES: &[(&str, &[Key<Settings>])] =
+    &[("log", LOG), ("limits", LIMITS), ("timeouts", TIMEOUTS)];

@@ -1,0 +1,200 @@
+//! Any valid state written as a file and read again is the same.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+
+use proptest::collection::vec;
+use proptest::option;
+use proptest::prelude::*;
+use proptest::sample::select;
+use underpass_command::state::{
+    AccessLogFormat, AtLimit, Backend, Balance, Cluster, ForwardedFields, Limits, Listener, Log, PathMatch,
+    RedirectMode, RequestId, Route, Settings, State, SteeringPolicy, Timeouts,
+};
+
+use crate::config::{Problem, Severity, parse, to_toml, validate};
+
+fn limits() -> impl Strategy<Value = Limits> {
+    let sizes = (4096..=1_048_576_u32).prop_flat_map(|buffer_size| {
+        (Just(buffer_size), 512..=buffer_size)
+            .prop_flat_map(|(buffer, head)| (Just(buffer), Just(head), 16..head))
+    });
+    let counts = (1..=1_048_576_u32, 0..=4_194_304_u32, 1..=500_u16, 0..=524_288_u32, 1..=65_535_u32);
+    (sizes, counts, 0..=(1_u64 << 60), 4096..=67_108_864_u32, 0..=1_048_576_u32, any::<u32>()).prop_map(
+        |((buffer_size, head_size_max, target_size_max), counts, body, pipe_size, backend_idle, requests)| {
+            Limits {
+                connections: counts.0,
+                buffers: counts.1,
+                buffer_size,
+                head_size_max,
+                header_count_max: counts.2,
+                target_size_max,
+                request_body_size_max: body,
+                pipes: counts.3,
+                pipe_size,
+                backlog: counts.4,
+                backend_idle,
+                requests_per_connection: requests,
+            }
+        },
+    )
+}
+
+fn timeouts() -> impl Strategy<Value = Timeouts> {
+    vec(1..=2_592_000_000_u64, 9).prop_map(|ms| Timeouts {
+        head_ms: ms[0],
+        body_idle_ms: ms[1],
+        connect_ms: ms[2],
+        response_ms: ms[3],
+        keep_alive_ms: ms[4],
+        backend_keep_alive_ms: ms[5],
+        tunnel_idle_ms: ms[6],
+        linger_ms: ms[7],
+        drain_ms: ms[8],
+    })
+}
+
+fn log() -> impl Strategy<Value = Log> {
+    let level =
+        select(vec!["info", "off", "WARN", "underpass=debug,warn", "a[span{field=\"x\\\\d\"}]=trace"]);
+    // Whatever a file may be called: quotes, backslashes, brackets, more than ASCII.
+    (level, select(AccessLogFormat::ALL), "[^\\p{Cc}]{0,40}[^\\p{Cc}/]").prop_map(|(level, access, file)| {
+        Log { level: level.into(), access, access_file: PathBuf::from(file) }
+    })
+}
+
+fn settings() -> impl Strategy<Value = Settings> {
+    let names =
+        ("[a-z_][a-z0-9_-]{0,20}|", "/[^\\p{Cc}/]{1,20}", "[a-zA-Z0-9.!#$%&'*+^_`|~-]{1,20}(:[0-9]{1,4})?|");
+    let modes = (select(RedirectMode::ALL), select(SteeringPolicy::ALL));
+    (0..=1024_u16, names, modes, 0..=(1_u64 << 40), log(), limits(), timeouts()).prop_map(
+        |(workers, (user, socket, via), (redirect, steering), splice_size_min, log, limits, timeouts)| {
+            Settings {
+                workers,
+                user,
+                admin_socket: socket.into(),
+                redirect,
+                steering,
+                splice_size_min,
+                via,
+                log,
+                limits,
+                timeouts,
+            }
+        },
+    )
+}
+
+fn name() -> impl Strategy<Value = String> {
+    "[a-zA-Z0-9._-]{1,12}"
+}
+
+/// Addresses of one host.
+fn ip() -> impl Strategy<Value = IpAddr> {
+    let v4 = (1..=223_u8, any::<[u8; 3]>()).prop_map(|(a, [b, c, d])| IpAddr::from([a, b, c, d]));
+    let v6 = (0x2000..=0x3fff_u16, any::<[u16; 7]>())
+        .prop_map(|(a, [b, c, d, e, f, g, h])| IpAddr::from([a, b, c, d, e, f, g, h]));
+    prop_oneof![v4, v6]
+}
+
+fn listener() -> impl Strategy<Value = Listener> {
+    let modes = (
+        select(ForwardedFields::ALL),
+        select(ForwardedFields::ALL),
+        select(RequestId::ALL),
+        select(AtLimit::ALL),
+    );
+    // Below the ports of the backends, so that no listener is a backend.
+    let address = (ip(), 0..10_000_u16).prop_map(|(ip, port)| SocketAddr::new(ip, port));
+    (name(), address, option::of(select(RedirectMode::ALL)), modes).prop_map(
+        |(name, address, redirect, modes)| Listener {
+            name,
+            address,
+            default_cluster: None,
+            redirect,
+            x_forwarded: modes.0,
+            forwarded: modes.1,
+            request_id: modes.2,
+            at_limit: modes.3,
+        },
+    )
+}
+
+fn cluster() -> impl Strategy<Value = Cluster> {
+    let backend =
+        (ip(), 10_000..=u16::MAX).prop_map(|(ip, port)| Backend { address: SocketAddr::new(ip, port) });
+    (name(), select(Balance::ALL), option::of(select(RedirectMode::ALL)), any::<bool>(), vec(backend, 0..4))
+        .prop_map(|(name, balance, redirect, chunked_requests, backends)| Cluster {
+            name,
+            balance,
+            redirect,
+            chunked_requests,
+            backends,
+        })
+}
+
+/// A route, and which listener and cluster it takes, as indexes.
+fn route() -> impl Strategy<Value = (Route, Option<prop::sample::Index>, prop::sample::Index)> {
+    let host = option::of("(\\*\\.)?[a-z0-9_]{1,8}(\\.[a-z0-9_]{1,8}){0,3}|\\[::1\\]");
+    let path = "/|(/[a-zA-Z0-9_~!$&'()*+,;=:@-]{1,8}(%[0-9A-F]{2})?){1,4}/?";
+    let path = (any::<bool>(), path).prop_map(|(exact, path)| match exact {
+        true => PathMatch::Exact(path),
+        false => PathMatch::Prefix(path),
+    });
+    let route = (host, path, any::<bool>()).prop_map(|(host, path, allow_connect)| Route {
+        listener: None,
+        host,
+        path,
+        cluster: String::new(),
+        allow_connect,
+    });
+    (route, option::of(any::<prop::sample::Index>()), any::<prop::sample::Index>())
+}
+
+prop_compose! {
+    fn state()(
+        settings in settings(),
+        mut listeners in vec((listener(), option::of(any::<prop::sample::Index>())), 0..4),
+        clusters in vec(cluster(), 1..4),
+        routes in vec(route(), 0..6),
+    ) -> State {
+        for (listener, default_cluster) in &mut listeners {
+            listener.default_cluster = default_cluster.map(|index| index.get(&clusters).name.clone());
+        }
+        let listeners: Vec<_> = listeners.into_iter().map(|(listener, _)| listener).collect();
+        let routes = routes.into_iter().map(|(route, listener, cluster)| Route {
+            listener: listener.filter(|_| !listeners.is_empty()).map(|index| index.get(&listeners).name.clone()),
+            cluster: cluster.get(&clusters).name.clone(),
+            ..route
+        });
+        State { settings, routes: routes.collect(), listeners, clusters }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
+
+    #[test]
+    fn a_state_written_and_read_is_the_same(state in state()) {
+        let text = to_toml(&state);
+        let errors: Vec<Problem> =
+            validate(&state).into_iter().filter(|problem| problem.severity == Severity::Error).collect();
+        match parse(&text, "state.toml") {
+            Ok(read) => {
+                prop_assert_eq!(read, state);
+                prop_assert_eq!(errors, []);
+            }
+            // What is drawn is valid by itself, but may be there twice.
+            Err(refused) => {
+                let reasons = ["already", "the same listener, host and path"];
+                let expected = |problem: &Problem| reasons.iter().any(|reason| problem.reason.contains(reason));
+                prop_assert!(!errors.is_empty() && errors.iter().all(expected), "{refused}\n{text}");
+            }
+        }
+    }
+
+    #[test]
+    fn no_text_makes_the_reader_panic(text in "[\\[\\]a-z=\"'.0-9\n _#{},-]{0,200}") {
+        let _ = parse(&text, "any.toml");
+    }
+}
