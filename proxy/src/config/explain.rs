@@ -55,7 +55,7 @@ pub fn man_page() -> String {
         "\" \"File formats\"\n",
         ".SH NAME\nunderpass.toml \\- configuration of the reverse proxy underpass\n",
         ".SH DESCRIPTION\n",
-        "A file in TOML, version 1.0.\n",
+        "A file in TOML.\n",
         "Unknown keys are refused.\n",
         "Units stand last in the name of a key: _ms is milliseconds, _size and _size_max are bytes.\n",
         ".B underpass check\n.I file\n",
@@ -76,7 +76,6 @@ pub fn man_page() -> String {
             let _ = writeln!(out, ".br\nTakes: {}.\n.br\n{}", roff(&row.takes), roff(&value));
         }
     }
-    out.push_str(".SH SEE ALSO\n.BR underpass (8)\n");
     out
 }
 

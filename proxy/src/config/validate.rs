@@ -297,7 +297,7 @@ fn check_use(state: &State, problems: &mut Vec<Problem>) {
             );
         } else if cluster.backends.is_empty() {
             let remedy = "add a [[cluster.backend]] below it";
-            warn(place, &cluster.name, "", "has no backend, so its requests are answered 503", remedy);
+            warn(place, &cluster.name, "", "has no backend, so its requests cannot be served", remedy);
         }
     }
     let any_listener = state.routes.iter().any(|route| route.listener.is_none());

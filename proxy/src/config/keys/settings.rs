@@ -38,7 +38,13 @@ pub(in crate::config) static ROOT: &[Key<Settings>] = &[
         Syntax::User,
         "User that the workers run as when the supervisor is root. Empty keeps the supervisor's user."
     ),
-    path!("admin_socket", admin_socket, Syntax::Socket, "Unix socket of the admin API."),
+    path!(
+        "admin_socket",
+        admin_socket,
+        Syntax::Socket,
+        "Unix socket of the admin API. Where the supervisor is not root, the default stands for underpass/admin.sock in \
+         XDG_RUNTIME_DIR."
+    ),
     choice!(
         "redirect",
         redirect,

@@ -195,7 +195,7 @@ fn what_has_no_effect_is_warned_of() {
     });
     let expected = [
         "warning: cluster \"app\": no route and no listener leads to it; add a [[route]], or remove it",
-        "warning: cluster \"empty\": has no backend, so its requests are answered 503; add a [[cluster.backend]] below it",
+        "warning: cluster \"empty\": has no backend, so its requests cannot be served; add a [[cluster.backend]] below it",
         "warning: listener \"other\": redirect \"splice\": limits.pipes is 0, so bodies are copied; raise limits.pipes, \
          or use \"copy\"",
         "warning: listener \"web\": has neither default_cluster nor a route, so it refuses every request; set \
