@@ -7,6 +7,7 @@ use proptest::collection::vec;
 use proptest::option;
 use proptest::prelude::*;
 use proptest::sample::select;
+use proptest::test_runner::RngSeed;
 use underpass_command::state::{
     AccessLogFormat, AtLimit, Backend, Balance, Cluster, ForwardedFields, Limits, Listener, Log, PathMatch,
     RedirectMode, RequestId, Route, Settings, State, SteeringPolicy, Timeouts,
@@ -172,7 +173,13 @@ prop_compose! {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
+    // The same states in every run.
+    #![proptest_config(ProptestConfig {
+        cases: 200,
+        rng_seed: RngSeed::Fixed(1),
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    })]
 
     #[test]
     fn a_state_written_and_read_is_the_same(state in state()) {
