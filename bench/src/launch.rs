@@ -8,7 +8,7 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::sys::prctl::set_pdeathsig;
-use nix::sys::signal::Signal;
+use nix::sys::signal::{SigSet, Signal};
 use nix::unistd::{Pid, getppid};
 
 /// Where to run what.
@@ -44,6 +44,8 @@ fn become_command(options: &Options) -> Result<Infallible> {
     if getppid() != Pid::from_raw(options.parent) {
         bail!("parent {} has ended", options.parent);
     }
+    // The parent blocks the signals that it waits for, and a blocked signal stays so across exec.
+    SigSet::empty().thread_set_mask().context("cannot unblock signals")?;
     let [program, arguments @ ..] = options.command.as_slice() else {
         bail!("no command given");
     };

@@ -31,7 +31,7 @@ pub struct Options {
     /// Connections, each with one request under way at all times.
     #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u16).range(1..))]
     connections: u16,
-    /// Length of the measured span.
+    /// Length of the measured span; it goes on until there are as many responses as connections.
     #[arg(long, default_value = "2", value_parser = seconds)]
     seconds: Duration,
     /// Load before the span begins.
@@ -161,14 +161,15 @@ impl<'a> Load<'a> {
         for client in &mut self.clients {
             client.next_request(&mut self.tally, self.options.compare_fully, start)?;
         }
-        self.exchange_until(start + self.options.warm_up, &mut buffer)?;
+        self.exchange_until(start + self.options.warm_up, 0, &mut buffer)?;
 
         self.tally.begin_span();
         if let Some(perf) = &mut self.perf {
             perf.tell("enable")?;
         }
         let begin = self.border(&clock)?;
-        self.exchange_until(begin.at + self.options.seconds, &mut buffer)?;
+        let responses_min = u64::from(self.options.connections);
+        self.exchange_until(begin.at + self.options.seconds, responses_min, &mut buffer)?;
         let end = self.border(&clock)?;
         if let Some(perf) = &mut self.perf {
             perf.tell("disable")?;
@@ -176,16 +177,17 @@ impl<'a> Load<'a> {
         self.report(&begin, &end)
     }
 
-    /// Keeps the load up until `until`.
-    fn exchange_until(&mut self, until: Instant, buffer: &mut [u8]) -> Result<()> {
+    /// Keeps the load up until `until`, and until so many responses are complete.
+    fn exchange_until(&mut self, until: Instant, responses_min: u64, buffer: &mut [u8]) -> Result<()> {
         let mut events = Events::with_capacity(256);
         let mut moved_at = Instant::now();
         loop {
             let now = Instant::now();
-            if now >= until {
+            if now >= until && self.tally.responses >= responses_min {
                 return Ok(());
             }
-            match self.poll.poll(&mut events, Some(until - now)) {
+            let patience = if now < until { until - now } else { STALL };
+            match self.poll.poll(&mut events, Some(patience)) {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 result => result?,
             }
@@ -212,7 +214,6 @@ impl<'a> Load<'a> {
 
     fn report(&self, begin: &Border, end: &Border) -> Result<LoadReport> {
         let tally = &self.tally;
-        ensure!(tally.responses > 0, "no response was completed in {:?}", self.options.seconds);
         let percentile = |quantile| tally.latency.value_at_quantile(quantile);
         Ok(LoadReport {
             size: self.options.size,

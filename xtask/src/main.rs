@@ -1,6 +1,7 @@
 //! `cargo xtask`: everything a developer runs that is not the proxy itself.
 #![forbid(unsafe_code)]
 
+mod bench;
 mod ci;
 mod fuzz;
 mod test;
@@ -18,6 +19,8 @@ enum Command {
     Ci(ci::Options),
     /// Feeds random input to the parsers, if a nightly toolchain is there
     Fuzz(fuzz::Options),
+    /// Measures proxies side by side on this machine, and the floor under them
+    Bench(bench::Options),
 }
 
 fn main() -> anyhow::Result<()> {
@@ -25,5 +28,6 @@ fn main() -> anyhow::Result<()> {
         Command::Test(options) => test::run(&options),
         Command::Ci(options) => ci::run(&options),
         Command::Fuzz(options) => fuzz::run(&options),
+        Command::Bench(options) => bench::run(&options),
     }
 }

@@ -77,7 +77,7 @@ fn build_proxy() -> anyhow::Result<PathBuf> {
 }
 
 /// The executable that cargo's JSON messages name last.
-fn executable_of(messages: &[u8]) -> Option<PathBuf> {
+pub(crate) fn executable_of(messages: &[u8]) -> Option<PathBuf> {
     let lines = messages.split(|&byte| byte == b'\n').rev();
     lines
         .filter_map(|line| serde_json::from_slice::<serde_json::Value>(line).ok())

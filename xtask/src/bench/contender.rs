@@ -1,0 +1,250 @@
+//! The proxies that are compared: how each is configured and started.
+
+use std::ffi::OsString;
+use std::fmt;
+use std::fs;
+use std::io::{Read as _, Write as _};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use clap::ValueEnum;
+
+use super::process::{Launcher, Process};
+use crate::tools::{Tool, find};
+
+/// A proxy in one configuration.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ValueEnum)]
+pub(super) enum Contender {
+    /// Receives and sends, nothing else
+    Floor,
+    /// HAProxy, copying
+    Haproxy,
+    /// HAProxy, splicing
+    HaproxySplice,
+    /// nginx
+    Nginx,
+}
+
+/// The programs that have to be installed.
+const HAPROXY: Tool = Tool::new("haproxy", "haproxy");
+const NGINX: Tool = Tool::new("nginx", "nginx-light");
+
+/// How often a port is taken anew when another process was quicker to take it.
+const START_ATTEMPTS: usize = 3;
+
+impl Contender {
+    /// All of them.
+    pub(super) fn all() -> Vec<Self> {
+        Self::value_variants().to_vec()
+    }
+
+    /// What has to be installed for it.
+    pub(super) fn tool(self) -> Option<Tool> {
+        match self {
+            Self::Floor => None,
+            Self::Haproxy | Self::HaproxySplice => Some(HAPROXY),
+            Self::Nginx => Some(NGINX),
+        }
+    }
+
+    /// What it is, with its version.
+    pub(super) fn describe(self) -> Result<String> {
+        match self {
+            Self::Floor => Ok("receives and sends, one backend connection for each client connection".into()),
+            Self::Haproxy | Self::HaproxySplice => first_line(Command::new(path_of(HAPROXY)?).arg("-v")),
+            Self::Nginx => first_line(Command::new(path_of(NGINX)?).arg("-v")),
+        }
+    }
+
+    /// Its configuration; the floor has none.
+    pub(super) fn configuration(
+        self,
+        listen: SocketAddr,
+        backend: SocketAddr,
+        folder: &Path,
+    ) -> Option<String> {
+        match self {
+            Self::Floor => None,
+            Self::Haproxy => Some(haproxy(listen, backend, "")),
+            Self::HaproxySplice => Some(haproxy(listen, backend, HAPROXY_SPLICE)),
+            Self::Nginx => Some(nginx(listen, backend, folder)),
+        }
+    }
+
+    /// Starts it on a core, with a port from the system, and waits until it forwards.
+    pub(super) fn start(self, launcher: &Launcher, core: usize, backend: SocketAddr) -> Result<Started> {
+        let mut attempt = 1;
+        loop {
+            match self.try_start(launcher, core, backend) {
+                Err(error) if attempt == START_ATTEMPTS => return Err(error),
+                Err(_) => attempt += 1,
+                started => return started,
+            }
+        }
+    }
+
+    fn try_start(self, launcher: &Launcher, core: usize, backend: SocketAddr) -> Result<Started> {
+        let name = self.to_string();
+        let (mut process, address) = if self == Self::Floor {
+            let mut process =
+                launcher.start_own(&name, core, ["floor".into(), "--backend".into(), backend.to_string()])?;
+            let address = process.printed_address()?;
+            (process, address)
+        } else {
+            let listen = free_address()?;
+            let file = launcher.folder.join(format!("{name}.conf"));
+            let text = self.configuration(listen, backend, &launcher.folder).unwrap_or_default();
+            fs::write(&file, text).with_context(|| format!("{}: cannot write", file.display()))?;
+            let (program, arguments) = self.command(file, launcher)?;
+            (launcher.start(&name, core, &program, arguments)?, listen)
+        };
+        process.ready(|| forwards(address))?;
+        let workers = match process.children()? {
+            children if children.is_empty() => vec![process.pid()],
+            children => children,
+        };
+        Ok(Started { address, workers, _process: process })
+    }
+
+    fn command(self, file: PathBuf, launcher: &Launcher) -> Result<(PathBuf, Vec<OsString>)> {
+        let file = file.into_os_string();
+        Ok(match self {
+            // In the foreground; without a master process there is one process to watch.
+            Self::Haproxy | Self::HaproxySplice => (path_of(HAPROXY)?, vec!["-db".into(), "-f".into(), file]),
+            Self::Nginx => {
+                let prefix = launcher.folder.clone().into_os_string();
+                (path_of(NGINX)?, vec!["-p".into(), prefix, "-e".into(), "stderr".into(), "-c".into(), file])
+            }
+            Self::Floor => (launcher.tool.clone(), Vec::new()),
+        })
+    }
+}
+
+impl fmt::Display for Contender {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let value = self.to_possible_value();
+        f.pad(value.as_ref().map_or("", |value| value.get_name()))
+    }
+}
+
+/// A proxy that forwards.
+pub(super) struct Started {
+    /// Where it listens.
+    pub(super) address: SocketAddr,
+    /// The processes that do its work.
+    pub(super) workers: Vec<u32>,
+    _process: Process,
+}
+
+/// Small responses cannot gain by splicing, and HAProxy leaves them alone by itself.
+const HAPROXY_SPLICE: &str = "    option splice-request\n    option splice-response\n";
+
+/// One thread, connections to the backend shared and kept, nothing logged. The rest is as HAProxy has it.
+fn haproxy(listen: SocketAddr, backend: SocketAddr, more: &str) -> String {
+    format!(
+        "\
+global
+    nbthread 1
+    maxconn 4096
+
+defaults
+    mode http
+    option http-keep-alive
+    http-reuse always
+{more}    timeout connect 5s
+    timeout client 60s
+    timeout server 60s
+    timeout http-keep-alive 60s
+
+frontend web
+    bind {listen}
+    default_backend app
+
+backend app
+    server one {backend}
+"
+    )
+}
+
+/// One worker, connections kept on both sides, nothing logged, no body on disk.
+fn nginx(listen: SocketAddr, backend: SocketAddr, folder: &Path) -> String {
+    let user = if crate::tools::is_root() { "user root;\n" } else { "" };
+    let folder = folder.display();
+    format!(
+        "\
+{user}daemon off;
+worker_processes 1;
+pid {folder}/nginx.pid;
+error_log stderr crit;
+
+events {{
+    worker_connections 4096;
+    multi_accept on;
+}}
+
+http {{
+    access_log off;
+    keepalive_timeout 60s;
+    keepalive_requests 1000000000;
+    tcp_nodelay on;
+    client_body_temp_path {folder}/nginx-body;
+    proxy_temp_path {folder}/nginx-proxy;
+    fastcgi_temp_path {folder}/nginx-fastcgi;
+    scgi_temp_path {folder}/nginx-scgi;
+    uwsgi_temp_path {folder}/nginx-uwsgi;
+
+    upstream app {{
+        server {backend};
+        keepalive 128;
+        keepalive_requests 1000000000;
+        keepalive_timeout 60s;
+    }}
+
+    server {{
+        listen {listen};
+        location / {{
+            proxy_pass http://app;
+            proxy_http_version 1.1;
+            proxy_set_header Connection \"\";
+            proxy_max_temp_file_size 0;
+        }}
+    }}
+}}
+"
+    )
+}
+
+/// A port of the loopback address that is free now; it may be taken by another when it is used.
+fn free_address() -> Result<SocketAddr> {
+    let listener = TcpListener::bind("127.0.0.1:0").context("no free port on 127.0.0.1")?;
+    Ok(listener.local_addr()?)
+}
+
+/// Whether a request comes through.
+fn forwards(address: SocketAddr) -> bool {
+    let patience = Duration::from_secs(1);
+    let ask = || -> std::io::Result<bool> {
+        let mut stream = TcpStream::connect_timeout(&address, patience)?;
+        stream.set_read_timeout(Some(patience))?;
+        stream.write_all(b"GET /size/0 HTTP/1.1\r\nHost: bench.test\r\nConnection: close\r\n\r\n")?;
+        let mut status = [0; 12];
+        stream.read_exact(&mut status)?;
+        Ok(&status == b"HTTP/1.1 200")
+    };
+    ask().unwrap_or(false)
+}
+
+fn path_of(tool: Tool) -> Result<PathBuf> {
+    find(tool.program).with_context(|| format!("{}: not installed, package {}", tool.program, tool.package))
+}
+
+/// The first line that a program prints, on either output.
+fn first_line(command: &mut Command) -> Result<String> {
+    let output = command.output().with_context(|| format!("{command:?} could not be started"))?;
+    let text = if output.stdout.is_empty() { output.stderr } else { output.stdout };
+    let text = String::from_utf8_lossy(&text);
+    Ok(text.lines().next().unwrap_or_default().trim().to_owned())
+}
