@@ -4,6 +4,7 @@ pub mod balance;
 pub mod cli;
 pub mod config;
 pub mod control;
+mod demo;
 pub mod forward;
 pub mod http1;
 pub mod ipc;

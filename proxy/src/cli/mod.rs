@@ -9,6 +9,7 @@ mod text;
 
 use std::fmt::Display;
 use std::io::{self, Write};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -17,6 +18,8 @@ use underpass_command::state::{RedirectMode, SteeringPolicy, UnknownName};
 use underpass_command::{Client, default_socket};
 
 use crate::config;
+
+pub(crate) use text::bytes;
 
 /// An eBPF-steered HTTP and TCP reverse proxy for Linux.
 #[derive(Debug, Parser)]
@@ -53,6 +56,8 @@ enum Command {
         #[command(flatten)]
         format: Format,
     },
+    /// See it work: a proxy, two backends and a little load on this machine
+    Demo(Demo),
     /// Show or change how a running proxy forwards bodies
     Redirect {
         #[command(subcommand)]
@@ -63,6 +68,25 @@ enum Command {
         #[command(subcommand)]
         action: SteeringAction,
     },
+}
+
+/// What is said where `--listen` of the demo is not given.
+const DEMO_ADDRESS: &str = "127.0.0.1:8080";
+
+#[derive(Debug, Args)]
+struct Demo {
+    /// Address to listen on
+    #[arg(long, value_name = "ADDRESS", default_value = DEMO_ADDRESS)]
+    listen: SocketAddr,
+    /// Number of workers; 0 means one per core
+    #[arg(long, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u16).range(..=1024))]
+    workers: u16,
+    /// End by itself after so long
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    seconds: Option<u64>,
+    /// Make no load; for trying it by hand
+    #[arg(long)]
+    no_load: bool,
 }
 
 #[derive(Debug, Subcommand)]
@@ -194,6 +218,7 @@ fn run(command: Command) -> Result<(), Failure> {
     match command {
         Command::Start { config } => start::start(&config),
         Command::Check { file, explain, man } => start::check(file.as_deref(), explain, man),
+        Command::Demo(demo) => start::demo(&demo),
         Command::Status { target, format } => command::status(&target.client(), format),
         Command::Redirect { action: RedirectAction::Get { target, format } } => {
             command::redirect(&target.client(), format)

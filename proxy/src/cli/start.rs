@@ -8,8 +8,9 @@ use tracing_subscriber::EnvFilter;
 use underpass_command::state::State;
 use underpass_command::{SYSTEM_SOCKET, default_socket};
 
-use super::{Failure, print};
-use crate::{config, control};
+use super::{Demo, Failure, print};
+use crate::demo::Plan;
+use crate::{config, control, demo};
 
 pub(super) fn start(file: &Path) -> Result<(), Failure> {
     let (mut state, warnings) =
@@ -22,6 +23,19 @@ pub(super) fn start(file: &Path) -> Result<(), Failure> {
     control::run(state, control::Options::default()).map_err(Failure::runtime)
 }
 
+pub(super) fn demo(options: &Demo) -> Result<(), Failure> {
+    // The demo speaks for itself; the log is for what goes wrong.
+    start_log("warn")?;
+    let plan = Plan {
+        listen: options.listen,
+        workers: options.workers,
+        seconds: options.seconds,
+        load: !options.no_load,
+    };
+    demo::run(&plan).map_err(Failure::runtime)
+}
+
+/// `underpass check`.
 pub(super) fn check(file: Option<&Path>, explain: bool, man: bool) -> Result<(), Failure> {
     if explain {
         print(&config::explain())?;

@@ -75,6 +75,13 @@ impl Handle {
         let _ = self.requests.blocking_send(Request::Stop);
     }
 
+    /// What the proxy does; none once it has ended. For callers outside of the supervisor's event loop.
+    pub(crate) fn status_blocking(&self) -> Option<Status> {
+        let (reply, answer) = oneshot::channel();
+        self.requests.blocking_send(Request::Status(reply)).ok()?;
+        answer.blocking_recv().ok()?.ok()
+    }
+
     async fn ask<T>(&self, request: impl FnOnce(Reply<T>) -> Request) -> Result<T, Failure> {
         let gone = || Failure::new(503, "the proxy is ending", "start it again");
         let (reply, answer) = oneshot::channel();

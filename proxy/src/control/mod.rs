@@ -20,6 +20,7 @@ mod workers;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use tokio::sync::oneshot;
 use underpass_command::api::Status;
@@ -60,6 +61,8 @@ pub(crate) struct Ready {
     pub(crate) handle: Handle,
     /// The workers' counters, which may be read at any time.
     pub(crate) blocks: Arc<Vec<Block>>,
+    /// Becomes true when the proxy takes no new connections.
+    pub(crate) draining: Arc<AtomicBool>,
 }
 
 /// Why a proxy could not be started, or ended.

@@ -5,6 +5,7 @@ use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -47,6 +48,8 @@ pub(super) struct Supervisor {
     pub(super) state: State,
     options: Options,
     phase: Phase,
+    /// The same for those who watch from another thread.
+    draining: Arc<AtomicBool>,
     pub(super) started: Instant,
     pub(super) generation: u32,
     sockets: Vec<ListenerSockets>,
@@ -97,6 +100,7 @@ impl Supervisor {
             state,
             options,
             phase: Phase::Starting,
+            draining: Arc::default(),
             started: Instant::now(),
             generation,
             sockets,
@@ -280,8 +284,12 @@ impl Supervisor {
         tracing::info!("ready: {} workers", self.workers.len());
         notify_systemd(sd_notify::NotifyState::Ready);
         if let Some(sender) = self.options.ready.take() {
-            let ready =
-                Ready { status: self.status(), handle: self.handle.clone(), blocks: self.blocks.clone() };
+            let ready = Ready {
+                status: self.status(),
+                handle: self.handle.clone(),
+                blocks: Arc::clone(&self.blocks),
+                draining: Arc::clone(&self.draining),
+            };
             // Whoever wanted to know may have stopped waiting.
             let _: Result<(), Ready> = sender.send(ready);
         }
@@ -352,6 +360,7 @@ impl Supervisor {
         notify_systemd(sd_notify::NotifyState::Stopping);
         let kill_at = Instant::now() + Duration::from_millis(deadline_ms) + DRAIN_GRACE;
         self.phase = Phase::Draining { kill_at: Some(kill_at) };
+        self.draining.store(true, Ordering::Relaxed);
         for (index, worker) in self.workers.iter_mut().enumerate() {
             match &worker.link {
                 None => worker.ended(),
