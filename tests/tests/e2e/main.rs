@@ -1,0 +1,4 @@
+//! End to end over real sockets: semantics, bodies, failures, limits.
+
+mod refusals;
+mod responses;
