@@ -10,6 +10,7 @@ pub mod message;
 pub mod peer;
 pub mod ports;
 pub mod proxy;
+pub mod vtc;
 pub mod wait;
 
 mod skip;

@@ -107,7 +107,7 @@ fn a_chunked_body_that_breaks_is_cut() {
             // The begin need not have gone out yet.
             Ok(response) => assert_eq!(response.status(), 502, "{broken:?} arrived whole: {response:?}"),
             Err(error) => {
-                assert_ne!(error.kind(), std::io::ErrorKind::WouldBlock, "{broken:?}: nothing more came")
+                assert_ne!(error.kind(), std::io::ErrorKind::WouldBlock, "{broken:?}: nothing more came");
             }
         }
         drop(client);
