@@ -8,8 +8,7 @@ use std::io::IoSlice;
 use underpass_command::state::{ForwardedFields, RequestId};
 
 use super::fields::{Field, Fields, Span, list_members};
-use super::request::ConnectionOptions;
-use super::{Framing, Known, RequestHead, ResponseHead, Target, Version};
+use super::{Framing, Known, Method, RequestHead, ResponseHead, Target, Version};
 
 /// A part of an edited head.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -90,6 +89,9 @@ impl Edit {
         reason = "the scratch area holds less than 4 GiB by construction"
     )]
     fn write(&mut self, bytes: &[u8]) {
+        if bytes.is_empty() {
+            return;
+        }
         let start = self.scratch.len() as u32;
         self.scratch.extend_from_slice(bytes);
         let end = self.scratch.len() as u32;
@@ -125,8 +127,8 @@ pub struct RequestEdit<'a> {
     pub port: &'a [u8],
     /// The backend's address, for a request without a host.
     pub backend: &'a [u8],
-    /// This proxy in a Via field, version included; empty leaves Via alone.
-    pub via: &'a [u8],
+    /// This proxy's name in a Via field, without a version; empty leaves Via alone.
+    pub via_name: &'a [u8],
     /// What to do with `X-Forwarded-*`.
     pub x_forwarded: ForwardedFields,
     /// What to do with `Forwarded`.
@@ -138,17 +140,11 @@ pub struct RequestEdit<'a> {
 }
 
 /// What is done with one field line.
-enum Keep {
+enum Keep<'a> {
     Yes,
     No,
-    /// Kept, and this member is added to the list that is its value.
-    Append(Member),
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Member {
-    Via,
-    Client,
+    /// Kept, and a member, in two parts, is added to the list that is its value.
+    Append([&'a [u8]; 2]),
 }
 
 /// Edits a request head for the backend.
@@ -162,11 +158,11 @@ pub fn edit_request(
     out.clear();
     let line_end = fields.list().first().map_or(fields.end(), |first| first.name.start);
     let run = start_request(buffer, head, with, line_end, out);
-    let names = ConnectionOptions::read(buffer, fields).names_fields;
+    let host_rewritten = matches!(head.target, Target::Absolute { .. } | Target::Authority);
     let length_rewritten = length_needs_rewrite(buffer, fields);
-    let appends = RequestAppends::plan(fields, with);
-    edit_fields(fields, run, out, with, |index, field| match field.known {
-        Known::Host if matches!(head.target, Target::Absolute { .. }) => Keep::No,
+    let appends = Appends::plan(fields, with);
+    edit_fields(fields, run, out, |index, field| match field.known {
+        Known::Host if host_rewritten => Keep::No,
         Known::Upgrade if head.upgrade => Keep::Yes,
         Known::Connection | Known::KeepAlive | Known::ProxyConnection | Known::Te | Known::Upgrade => {
             Keep::No
@@ -174,10 +170,32 @@ pub fn edit_request(
         Known::ContentLength if length_rewritten => Keep::No,
         Known::TransferEncoding => Keep::No,
         Known::Expect if !head.expects_continue => Keep::No,
-        _ if names && named_by_connection(buffer, fields, field) => Keep::No,
-        known => appends.keep(known, index, with),
+        _ if field.hop_by_hop => Keep::No,
+        Known::Via if appends.via == Some(index) => Keep::Append(via_member(head.version, with.via_name)),
+        Known::XForwardedFor if appends.client == Some(index) => Keep::Append([with.client, b""]),
+        Known::XForwardedFor | Known::XForwardedProto | Known::XForwardedHost | Known::XForwardedPort
+            if with.x_forwarded == ForwardedFields::Replace =>
+        {
+            Keep::No
+        }
+        Known::Forwarded if with.forwarded == ForwardedFields::Replace => Keep::No,
+        Known::XRequestId if with.request_id == RequestId::Replace => Keep::No,
+        _ => Keep::Yes,
     });
-    finish_request(buffer, head, fields, with, &appends, length_rewritten, out);
+    if head.framing == Framing::Chunked {
+        out.write(b"Transfer-Encoding: chunked\r\n");
+    }
+    if length_rewritten {
+        write_length(buffer, fields, out);
+    }
+    if head.upgrade {
+        out.write(b"Connection: upgrade\r\n");
+    }
+    if !with.via_name.is_empty() && appends.via.is_none() {
+        write_via(head.version, with.via_name, out);
+    }
+    write_origin(buffer, head, fields, with, &appends, out);
+    out.write(b"\r\n");
 }
 
 /// Writes the request line where it cannot stay, and returns where the run of kept bytes begins.
@@ -188,48 +206,52 @@ fn start_request(
     line_end: u32,
     out: &mut Edit,
 ) -> u32 {
-    let no_host = head.host == Span::default();
-    let absolute = matches!(head.target, Target::Absolute { .. });
-    if !absolute && head.version == Version::Http11 {
-        return 0;
-    }
-    if let Target::Absolute { authority, path } = head.target {
-        out.write(head.method_span.of(buffer));
-        out.write(b" ");
-        // RFC 9112 sections 3.2.1 and 3.2.4: an empty path becomes "/", or "*" with OPTIONS.
-        match buffer[path.start as usize..path.end as usize].first() {
-            None if head.method == super::Method::Options => out.write(b"*"),
-            None => out.write(b"/"),
-            Some(b'?') => {
-                out.write(b"/");
-                out.keep(path.start, path.end);
+    match head.target {
+        Target::Absolute { authority, path } => {
+            out.write(head.method_span.of(buffer));
+            out.write(b" ");
+            // RFC 9112 sections 3.2.1 and 3.2.4: an empty path becomes "/", or "*" with OPTIONS.
+            match path.of(buffer).first() {
+                None if head.method == Method::Options => out.write(b"*"),
+                None => out.write(b"/"),
+                Some(b'?') => {
+                    out.write(b"/");
+                    out.keep(path.start, path.end);
+                }
+                Some(_) => out.keep(path.start, path.end),
             }
-            Some(_) => out.keep(path.start, path.end),
+            // RFC 9112 section 3.2.2: the target's authority replaces Host.
+            write_version_and_host(authority.of(buffer), out);
+            line_end
         }
-        out.write(b" HTTP/1.1\r\nHost: ");
-        out.write(authority.of(buffer));
-        out.write(b"\r\n");
-    } else {
+        // A Host that names another authority than the target would be read by some and not by others.
+        Target::Authority => {
+            out.keep(head.method_span.start, head.target_span.end);
+            write_version_and_host(head.target_span.of(buffer), out);
+            line_end
+        }
+        Target::Origin | Target::Asterisk if head.version == Version::Http11 => 0,
         // RFC 9110 section 2.5: an intermediary sends its own version.
-        out.keep(head.method_span.start, head.target_span.end);
-        out.write(b" HTTP/1.1\r\n");
-        if no_host {
-            out.write(b"Host: ");
-            out.write(with.backend);
-            out.write(b"\r\n");
+        Target::Origin | Target::Asterisk => {
+            out.keep(head.method_span.start, head.target_span.end);
+            if head.host.is_empty() {
+                write_version_and_host(with.backend, out);
+            } else {
+                out.write(b" HTTP/1.1\r\n");
+            }
+            line_end
         }
     }
-    line_end
+}
+
+fn write_version_and_host(host: &[u8], out: &mut Edit) {
+    out.write(b" HTTP/1.1\r\nHost: ");
+    out.write(host);
+    out.write(b"\r\n");
 }
 
 /// Passes kept lines as runs, so that unchanged neighbours become one piece.
-fn edit_fields(
-    fields: &Fields,
-    mut run: u32,
-    out: &mut Edit,
-    with: &RequestEdit<'_>,
-    mut keep: impl FnMut(usize, &Field) -> Keep,
-) {
+fn edit_fields<'a>(fields: &Fields, mut run: u32, out: &mut Edit, keep: impl Fn(usize, &Field) -> Keep<'a>) {
     for (index, field) in fields.list().iter().enumerate() {
         match keep(index, field) {
             Keep::Yes => {}
@@ -243,7 +265,7 @@ fn edit_fields(
                 if !field.value.is_empty() {
                     out.write(b", ");
                 }
-                write_member(out, member, with);
+                member.into_iter().for_each(|part| out.write(part));
                 run = field.value.end;
             }
         }
@@ -251,131 +273,117 @@ fn edit_fields(
     out.keep(run, fields.end());
 }
 
-/// Which list fields get this hop appended, and to which line: the last of its name.
-struct RequestAppends {
+/// Which lists get this hop appended, and to which line: the last of its name. A line that Connection names is dropped,
+/// and so counts as absent; else a client could keep this hop from being told at all.
+struct Appends {
     via: Option<usize>,
     client: Option<usize>,
 }
 
-impl RequestAppends {
+impl Appends {
     fn plan(fields: &Fields, with: &RequestEdit<'_>) -> Self {
-        let last = |known: Known, wanted: bool| {
-            if !wanted || !fields.has(known) {
-                return None;
-            }
-            fields.list().iter().rposition(|field| field.known == known)
-        };
+        let last = |known: Known, wanted: bool| if wanted { fields.last_end_to_end(known) } else { None };
         Self {
-            via: last(Known::Via, !with.via.is_empty()),
+            via: last(Known::Via, !with.via_name.is_empty()),
             client: last(Known::XForwardedFor, with.x_forwarded == ForwardedFields::Append),
         }
     }
+}
 
-    fn keep(&self, known: Known, index: usize, with: &RequestEdit<'_>) -> Keep {
-        match known {
-            Known::Via if self.via == Some(index) => Keep::Append(Member::Via),
-            Known::XForwardedFor if self.client == Some(index) => Keep::Append(Member::Client),
-            Known::XForwardedFor if with.x_forwarded == ForwardedFields::Replace => Keep::No,
-            // Single values: a second one would be read by some as the first.
-            Known::XForwardedProto | Known::XForwardedHost | Known::XForwardedPort
-                if with.x_forwarded == ForwardedFields::Replace =>
-            {
-                Keep::No
-            }
-            Known::Forwarded if with.forwarded == ForwardedFields::Replace => Keep::No,
-            Known::XRequestId if with.request_id == RequestId::Replace => Keep::No,
-            _ => Keep::Yes,
+/// RFC 9110 section 7.6.3: the version is that of the message as it was received.
+fn via_member(received: Version, name: &[u8]) -> [&[u8]; 2] {
+    match received {
+        Version::Http10 => [b"1.0 ", name],
+        Version::Http11 => [b"1.1 ", name],
+    }
+}
+
+fn write_via(received: Version, name: &[u8], out: &mut Edit) {
+    out.write(b"Via: ");
+    via_member(received, name).into_iter().for_each(|part| out.write(part));
+    out.write(b"\r\n");
+}
+
+/// Writes the lines that tell the backend where the request came from.
+fn write_origin(
+    buffer: &[u8],
+    head: &RequestHead,
+    fields: &Fields,
+    with: &RequestEdit<'_>,
+    appends: &Appends,
+    out: &mut Edit,
+) {
+    let host = host_and_port(buffer, head, fields);
+    if with.x_forwarded != ForwardedFields::Off {
+        // Single values: a second one would be read by some as the first.
+        let wanted = |known: Known| {
+            with.x_forwarded == ForwardedFields::Replace || fields.last_end_to_end(known).is_none()
+        };
+        if appends.client.is_none() {
+            write_line(b"X-Forwarded-For: ", with.client, out);
+        }
+        if wanted(Known::XForwardedProto) {
+            write_line(b"X-Forwarded-Proto: ", b"http", out);
+        }
+        if wanted(Known::XForwardedHost) && !host.is_empty() {
+            write_line(b"X-Forwarded-Host: ", host, out);
+        }
+        if wanted(Known::XForwardedPort) {
+            write_line(b"X-Forwarded-Port: ", with.port, out);
         }
     }
-}
-
-fn write_member(out: &mut Edit, member: Member, with: &RequestEdit<'_>) {
-    match member {
-        Member::Via => out.write(with.via),
-        Member::Client => out.write(with.client),
+    if with.forwarded != ForwardedFields::Off {
+        write_forwarded(host, with.client, out);
+    }
+    let id_wanted = match with.request_id {
+        RequestId::Keep => fields.last_end_to_end(Known::XRequestId).is_none(),
+        RequestId::Replace => true,
+        RequestId::Off => false,
+    };
+    if id_wanted {
+        write_line(b"X-Request-Id: ", with.id, out);
     }
 }
 
-/// RFC 7239 sections 4 and 6. It is always a line of its own: the field may be repeated.
-fn write_forwarded(out: &mut Edit, buffer: &[u8], head: &RequestHead, with: &RequestEdit<'_>) {
+/// What the client asked for, as it wrote it; empty in an HTTP/1.0 request without Host.
+fn host_and_port<'a>(buffer: &'a [u8], head: &RequestHead, fields: &'a Fields) -> &'a [u8] {
+    match head.target {
+        Target::Absolute { authority, .. } => authority.of(buffer),
+        Target::Authority => head.target_span.of(buffer),
+        Target::Origin | Target::Asterisk => fields.values(buffer, Known::Host).next().unwrap_or_default(),
+    }
+}
+
+fn write_line(name: &[u8], value: &[u8], out: &mut Edit) {
+    out.write(name);
+    out.write(value);
+    out.write(b"\r\n");
+}
+
+/// RFC 7239 sections 4 to 6. It is always a line of its own: the field may be repeated. A valid host holds nothing that
+/// would need a backslash in quotes.
+fn write_forwarded(host: &[u8], client: &[u8], out: &mut Edit) {
     out.write(b"Forwarded: for=");
-    if with.client.contains(&b':') {
+    if client.contains(&b':') {
         out.write(b"\"[");
-        out.write(with.client);
+        out.write(client);
         out.write(b"]\"");
     } else {
-        out.write(with.client);
+        out.write(client);
     }
-    if !head.host.is_empty() {
+    if !host.is_empty() {
         out.write(b";host=\"");
-        out.write(head.host.of(buffer));
+        out.write(host);
         out.write(b"\"");
     }
     out.write(b";proto=http\r\n");
 }
 
-/// Writes what is added after the kept lines, and the empty line.
-fn finish_request(
-    buffer: &[u8],
-    head: &RequestHead,
-    fields: &Fields,
-    with: &RequestEdit<'_>,
-    appends: &RequestAppends,
-    length_rewritten: bool,
-    out: &mut Edit,
-) {
-    write_framing(head.framing, length_rewritten, out);
-    if head.upgrade {
-        out.write(b"Connection: upgrade\r\n");
-    }
-    let line = |out: &mut Edit, name: &[u8], member: Member| {
-        out.write(name);
-        write_member(out, member, with);
-        out.write(b"\r\n");
-    };
-    if !with.via.is_empty() && appends.via.is_none() {
-        line(out, b"Via: ", Member::Via);
-    }
-    if with.x_forwarded != ForwardedFields::Off {
-        if appends.client.is_none() {
-            line(out, b"X-Forwarded-For: ", Member::Client);
-        }
-        let replace = with.x_forwarded == ForwardedFields::Replace;
-        if replace || !fields.has(Known::XForwardedProto) {
-            out.write(b"X-Forwarded-Proto: http\r\n");
-        }
-        if (replace || !fields.has(Known::XForwardedHost)) && !head.host.is_empty() {
-            out.write(b"X-Forwarded-Host: ");
-            out.write(head.host.of(buffer));
-            out.write(b"\r\n");
-        }
-        if replace || !fields.has(Known::XForwardedPort) {
-            out.write(b"X-Forwarded-Port: ");
-            out.write(with.port);
-            out.write(b"\r\n");
-        }
-    }
-    if with.forwarded != ForwardedFields::Off {
-        write_forwarded(out, buffer, head, with);
-    }
-    let id_wanted = match with.request_id {
-        RequestId::Keep => !fields.has(Known::XRequestId),
-        RequestId::Replace => true,
-        RequestId::Off => false,
-    };
-    if id_wanted {
-        out.write(b"X-Request-Id: ");
-        out.write(with.id);
-        out.write(b"\r\n");
-    }
-    out.write(b"\r\n");
-}
-
 /// What the proxy knows when it passes a response on.
 #[derive(Clone, Copy, Debug)]
 pub struct ResponseEdit<'a> {
-    /// This proxy in a Via field; empty leaves Via alone.
-    pub via: &'a [u8],
+    /// This proxy's name in a Via field, without a version; empty leaves Via alone.
+    pub via_name: &'a [u8],
     /// Whether the connection to the client ends with this response.
     pub close: bool,
     /// Whether the client speaks HTTP/1.0, and must be told when its connection stays open.
@@ -400,90 +408,56 @@ pub fn edit_response(
         run = head.status_line_rest.start;
     }
     let upgrade = head.status == 101 || head.status == 426; // RFC 9110 sections 7.8 and 15.5.22
-    let names = ConnectionOptions::read(buffer, fields).names_fields;
     let length_rewritten = !head.framing_fields_void && length_needs_rewrite(buffer, fields);
-    let via =
-        fields.list().iter().rposition(|field| field.known == Known::Via).filter(|_| !with.via.is_empty());
-    let request_side = RequestEdit {
-        client: b"",
-        port: b"",
-        backend: b"",
-        via: with.via,
-        x_forwarded: ForwardedFields::Off,
-        forwarded: ForwardedFields::Off,
-        request_id: RequestId::Off,
-        id: b"",
-    };
-    edit_fields(fields, run, out, &request_side, |index, field| match field.known {
+    let via = if with.via_name.is_empty() { None } else { fields.last_end_to_end(Known::Via) };
+    edit_fields(fields, run, out, |index, field| match field.known {
         Known::Upgrade if upgrade => Keep::Yes,
         Known::Connection | Known::KeepAlive | Known::ProxyConnection | Known::Te | Known::Upgrade => {
             Keep::No
         }
         Known::ContentLength if length_rewritten || head.framing_fields_void => Keep::No,
-        Known::TransferEncoding if head.framing_fields_void || with.dechunk => Keep::No,
-        _ if names && named_by_connection(buffer, fields, field) => Keep::No,
-        Known::Via if via == Some(index) => Keep::Append(Member::Via),
+        Known::TransferEncoding => Keep::No,
+        _ if field.hop_by_hop => Keep::No,
+        Known::Via if via == Some(index) => Keep::Append(via_member(head.version, with.via_name)),
         _ => Keep::Yes,
     });
+    if fields.has(Known::TransferEncoding) && !head.framing_fields_void && !with.dechunk {
+        out.write(b"Transfer-Encoding: chunked\r\n");
+    }
     if length_rewritten {
-        write_rewritten_length(buffer, fields, out);
+        write_length(buffer, fields, out);
     }
-    if !with.via.is_empty() && via.is_none() {
-        out.write(b"Via: ");
-        out.write(with.via);
-        out.write(b"\r\n");
+    if !with.via_name.is_empty() && via.is_none() {
+        write_via(head.version, with.via_name, out);
     }
-    // RFC 9112 section 9.6 and 9.3; RFC 9110 section 7.8.
-    if upgrade {
-        out.write(b"Connection: upgrade\r\n");
-    } else if with.close {
-        out.write(b"Connection: close\r\n");
-    } else if with.old_client {
-        out.write(b"Connection: keep-alive\r\n");
+    // RFC 9112 sections 9.3 and 9.6; RFC 9110 section 7.8.
+    match (upgrade, with.close && head.status != 101) {
+        (true, false) => out.write(b"Connection: upgrade\r\n"),
+        (true, true) => out.write(b"Connection: upgrade, close\r\n"),
+        (false, true) => out.write(b"Connection: close\r\n"),
+        (false, false) if with.old_client => out.write(b"Connection: keep-alive\r\n"),
+        (false, false) => {}
     }
     out.write(b"\r\n");
 }
 
-/// Whether `Content-Length` is a list or repeated: RFC 9110 section 8.6 wants one value passed on.
+/// Whether `Content-Length` is not one plain number: RFC 9110 section 8.6 wants a single value passed on in place of a
+/// list, and leading zeros are octal to some.
 fn length_needs_rewrite(buffer: &[u8], fields: &Fields) -> bool {
     let mut values = fields.values(buffer, Known::ContentLength);
     match values.next() {
         None => false,
-        Some(first) => first.contains(&b',') || values.next().is_some(),
+        Some(first) => {
+            first.contains(&b',') || first.starts_with(b"0") && first != b"0" || values.next().is_some()
+        }
     }
 }
 
-fn write_rewritten_length(buffer: &[u8], fields: &Fields, out: &mut Edit) {
-    // The parser has seen that all members are the same number.
+/// The parser has seen that all members are the same number, and that it fits.
+fn write_length(buffer: &[u8], fields: &Fields, out: &mut Edit) {
     if let Some(first) = fields.values(buffer, Known::ContentLength).flat_map(list_members).next() {
         out.write(b"Content-Length: ");
-        out.write(first);
+        out.write_number(first.iter().fold(0, |number, digit| number * 10 + u64::from(digit - b'0')));
         out.write(b"\r\n");
     }
-}
-
-fn write_framing(framing: Framing, length_rewritten: bool, out: &mut Edit) {
-    match framing {
-        Framing::Chunked => out.write(b"Transfer-Encoding: chunked\r\n"),
-        Framing::Length(length) if length_rewritten => {
-            out.write(b"Content-Length: ");
-            out.write_number(length);
-            out.write(b"\r\n");
-        }
-        Framing::None if length_rewritten => out.write(b"Content-Length: 0\r\n"),
-        Framing::Length(_) | Framing::None | Framing::UntilClose => {}
-    }
-}
-
-/// RFC 9110 section 7.6.1: what Connection names goes no further. Fields that frame or route are never dropped for
-/// it: that would change the message.
-fn named_by_connection(buffer: &[u8], fields: &Fields, field: &Field) -> bool {
-    if matches!(field.known, Known::Host | Known::ContentLength | Known::TransferEncoding | Known::Expect) {
-        return false;
-    }
-    let name = field.name.of(buffer);
-    fields
-        .values(buffer, Known::Connection)
-        .flat_map(list_members)
-        .any(|member| member.eq_ignore_ascii_case(name))
 }

@@ -52,6 +52,8 @@ pub struct Field {
     pub value: Span,
     /// Which field it is.
     pub known: Known,
+    /// Whether Connection names it, so that it goes no further (RFC 9110 section 7.6.1).
+    pub hop_by_hop: bool,
 }
 
 /// The field lines of a head, in a list that is made once and reused. Lines are contiguous: each ends where the next
@@ -83,6 +85,18 @@ impl Fields {
         Span { start: self.list[index].name.start, end }
     }
 
+    /// Marks every field called `name` as hop-by-hop. Fields that frame or route are never marked: to drop them would
+    /// change the message.
+    pub(super) fn mark_hop_by_hop(&mut self, buffer: &[u8], name: &[u8]) {
+        for field in &mut self.list {
+            let fixed = matches!(
+                field.known,
+                Known::Host | Known::ContentLength | Known::TransferEncoding | Known::Expect
+            );
+            field.hop_by_hop |= !fixed && field.name.of(buffer).eq_ignore_ascii_case(name);
+        }
+    }
+
     /// Where the empty line begins that ends the head.
     pub fn end(&self) -> u32 {
         self.end
@@ -92,6 +106,12 @@ impl Fields {
     pub fn values<'a>(&'a self, buffer: &'a [u8], known: Known) -> impl Iterator<Item = &'a [u8]> {
         let list = if self.has(known) { self.list.as_slice() } else { &[] };
         list.iter().filter(move |field| field.known == known).map(move |field| field.value.of(buffer))
+    }
+
+    /// Whether a known field is there that is meant for the next hop too, and which line is its last.
+    pub(super) fn last_end_to_end(&self, known: Known) -> Option<usize> {
+        let list = if self.has(known) { self.list.as_slice() } else { &[] };
+        list.iter().rposition(|field| field.known == known && !field.hop_by_hop)
     }
 
     /// Whether a known field is there.
@@ -212,7 +232,12 @@ pub(super) fn field_lines<'a>(
         }
         let known = Known::of(name);
         fields.seen |= 1 << known as u32;
-        fields.list.push(Field { name: Span::locate(whole, name), value: Span::locate(whole, value), known });
+        fields.list.push(Field {
+            name: Span::locate(whole, name),
+            value: Span::locate(whole, value),
+            known,
+            hop_by_hop: false,
+        });
         input = rest;
     }
 }

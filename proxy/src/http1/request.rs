@@ -154,7 +154,7 @@ pub fn parse_request(
         Some(length) => Framing::Length(length),
     };
     let expects_continue = expectation(buffer, fields, line.version)?;
-    let connection = ConnectionOptions::read(buffer, fields);
+    let connection = ConnectionOptions::read(buffer, fields, limits)?;
     let upgrade = connection.upgrade
         && line.version == Version::Http11
         && framing == Framing::None
@@ -329,16 +329,23 @@ fn upgrade_allowed(buffer: &[u8], fields: &Fields) -> bool {
 pub(super) struct ConnectionOptions {
     close: bool,
     keep_alive: bool,
-    pub(super) upgrade: bool,
-    /// Whether other fields are named, which then are hop-by-hop.
-    pub(super) names_fields: bool,
+    upgrade: bool,
 }
 
 impl ConnectionOptions {
-    pub(super) fn read(buffer: &[u8], fields: &Fields) -> Self {
+    /// Reads the options, and marks the fields they name as hop-by-hop.
+    pub(super) fn read(buffer: &[u8], fields: &mut Fields, limits: &Limits) -> Result<Self, Reason> {
         let mut options = Self::default();
-        for value in fields.values(buffer, Known::Connection) {
-            for member in list_members(value) {
+        if !fields.has(Known::Connection) {
+            return Ok(options);
+        }
+        let mut names_left = limits.header_count_max;
+        for index in 0..fields.list().len() {
+            let field = fields.list()[index];
+            if field.known != Known::Connection {
+                continue;
+            }
+            for member in list_members(field.value.of(buffer)) {
                 if member.eq_ignore_ascii_case(b"close") {
                     options.close = true;
                 } else if member.eq_ignore_ascii_case(b"keep-alive") {
@@ -346,11 +353,13 @@ impl ConnectionOptions {
                 } else if member.eq_ignore_ascii_case(b"upgrade") {
                     options.upgrade = true;
                 } else {
-                    options.names_fields = true;
+                    // Each name is compared with each field. Without a bound, one head could cost a million comparisons.
+                    names_left = names_left.checked_sub(1).ok_or(Reason::TooManyFields)?;
+                    fields.mark_hop_by_hop(buffer, member);
                 }
             }
         }
-        options
+        Ok(options)
     }
 
     /// RFC 9112 section 9.3.

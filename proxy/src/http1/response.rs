@@ -64,7 +64,7 @@ pub fn parse_response(
             None => Framing::UntilClose,             // rule 8
         }
     };
-    let connection = ConnectionOptions::read(buffer, fields);
+    let connection = ConnectionOptions::read(buffer, fields, limits)?;
     let keep_alive = connection.persistent(version) && framing != Framing::UntilClose;
     Ok(Some(ResponseHead {
         size,
