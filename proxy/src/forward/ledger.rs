@@ -4,16 +4,13 @@
 //! headers, trailers and the end; bytes that the kernel moves unseen are taken off with [`Ledger::debit`], never more than
 //! [`Ledger::data_left`] allows. A connection may be reused only when the ledger is settled.
 
-use crate::http1::chars::{is_chunk_extension, is_field_value, is_token};
-use crate::http1::{Framing, Reason};
+use crate::http1::chars::{is_field_value, is_token};
+use crate::http1::{Framing, Known, Reason};
 
 /// Longest line of a chunk size with its extensions.
 const CHUNK_LINE_SIZE_MAX: u32 = 1024;
-/// Longest forbidden trailer name, and so the bytes of a name that are kept.
+/// Longest name of a [`Known`] field, and so the bytes of a trailer's name that are kept.
 const NAME_KEPT: usize = 17;
-/// What must not stand in a trailer section, because a recipient that merged it into the head would frame or route
-/// the message anew (RFC 9110 section 6.5.1).
-const TRAILERS_FORBIDDEN: [&[u8]; 3] = [b"content-length", b"transfer-encoding", b"host"];
 
 /// Bounds of a trailer section.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,8 +56,8 @@ enum State {
 enum Chunked {
     /// In a chunk size; `digits` of it have been read.
     Size { size: u64, digits: u8 },
-    /// After a chunk size: in the white space before a semicolon, or, once that was seen, in the extensions.
-    Extension { size: u64, line: u32, begun: bool, quoted: bool, escaped: bool },
+    /// After a chunk size, and before the end of its line, of which `line` bytes have been read.
+    Extension { size: u64, line: u32, place: ExtensionPlace },
     /// The line feed after a chunk size line.
     SizeEnd { size: u64 },
     /// In chunk data; so many bytes are left.
@@ -71,6 +68,21 @@ enum Chunked {
     DataLf,
     /// In the trailer section.
     Trailer(Trailer),
+}
+
+/// Where in `*( BWS ";" BWS name [ BWS "=" BWS value ] )`: RFC 9112 section 7.1.1.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum ExtensionPlace {
+    AfterSize,
+    BeforeName,
+    Name,
+    AfterName,
+    BeforeValue,
+    Token,
+    Quoted,
+    Escaped,
+    QuotedEnd,
+    AfterValue,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -239,31 +251,15 @@ impl Chunked {
                 let (size, digits) = (*size, *digits);
                 *self = Self::size_byte(byte, size, digits)?;
             }
-            Self::Extension { size, line, begun, quoted, escaped } => {
+            Self::Extension { size, line, place } => {
                 *line += 1;
                 if *line > CHUNK_LINE_SIZE_MAX {
                     return Err(Reason::ChunkExtensionMalformed);
                 }
-                if *quoted {
-                    // RFC 9110 section 5.6.4: quoted-string; it may hold no control character, so no line end.
-                    if !is_field_value(byte) {
-                        return Err(line_byte_reason(byte, Reason::ChunkExtensionMalformed));
-                    }
-                    *quoted = *escaped || byte != b'"';
-                    *escaped = !*escaped && byte == b'\\';
-                } else if !*begun {
-                    match byte {
-                        b';' => *begun = true,
-                        b' ' | b'\t' => {}
-                        _ => return Err(line_byte_reason(byte, Reason::ChunkSizeMalformed)),
-                    }
+                if byte == b'\r' && place.may_end() {
+                    *self = Self::SizeEnd { size: *size };
                 } else {
-                    match byte {
-                        b'\r' => *self = Self::SizeEnd { size: *size },
-                        b'"' => *quoted = true,
-                        _ if is_chunk_extension(byte) => {}
-                        _ => return Err(line_byte_reason(byte, Reason::ChunkExtensionMalformed)),
-                    }
+                    *place = place.next(byte)?;
                 }
             }
             Self::SizeEnd { size } => {
@@ -301,13 +297,8 @@ impl Chunked {
             // White space may stand before the semicolon, "bad" as it is (RFC 9112 section 7.1.1).
             b';' | b' ' | b'\t' => {
                 let line = u32::from(digits);
-                return Ok(Self::Extension {
-                    size,
-                    line,
-                    begun: byte == b';',
-                    quoted: false,
-                    escaped: false,
-                });
+                let place = if byte == b';' { ExtensionPlace::BeforeName } else { ExtensionPlace::AfterSize };
+                return Ok(Self::Extension { size, line, place });
             }
             _ => return Err(line_byte_reason(byte, Reason::ChunkSizeMalformed)),
         };
@@ -317,6 +308,48 @@ impl Chunked {
             return Err(Reason::ChunkSizeOverflow);
         }
         Ok(Self::Size { size: size << 4 | u64::from(digit), digits: digits + 1 })
+    }
+}
+
+impl ExtensionPlace {
+    /// Whether the line may end here. White space at its end is not in the grammar.
+    fn may_end(self) -> bool {
+        matches!(self, Self::Name | Self::Token | Self::QuotedEnd)
+    }
+
+    /// The place after `byte`. Extensions mean nothing here, but they are passed on, and a recipient that saw their end
+    /// elsewhere would see other chunks.
+    fn next(self, byte: u8) -> Result<Self, Reason> {
+        let space = matches!(byte, b' ' | b'\t');
+        Ok(match self {
+            // RFC 9110 section 5.6.4: a quoted string holds no control character, so no line end either.
+            Self::Quoted if byte == b'"' => Self::QuotedEnd,
+            Self::Quoted if byte == b'\\' => Self::Escaped,
+            Self::Quoted | Self::Escaped if is_field_value(byte) => Self::Quoted,
+            Self::AfterSize | Self::BeforeName | Self::AfterName | Self::BeforeValue | Self::AfterValue
+                if space =>
+            {
+                self
+            }
+            Self::Name if space => Self::AfterName,
+            Self::Token | Self::QuotedEnd if space => Self::AfterValue,
+            Self::BeforeName | Self::Name if is_token(byte) => Self::Name,
+            Self::BeforeValue | Self::Token if is_token(byte) => Self::Token,
+            Self::BeforeValue if byte == b'"' => Self::Quoted,
+            Self::Name | Self::AfterName if byte == b'=' => Self::BeforeValue,
+            Self::AfterSize
+            | Self::Name
+            | Self::AfterName
+            | Self::Token
+            | Self::QuotedEnd
+            | Self::AfterValue
+                if byte == b';' =>
+            {
+                Self::BeforeName
+            }
+            Self::AfterSize => return Err(line_byte_reason(byte, Reason::ChunkSizeMalformed)),
+            _ => return Err(line_byte_reason(byte, Reason::ChunkExtensionMalformed)),
+        })
     }
 }
 
@@ -366,22 +399,20 @@ impl Trailer {
 
     fn keep_name_byte(&mut self, byte: u8) {
         if let Some(slot) = self.name.get_mut(usize::from(self.name_len)) {
-            *slot = byte.to_ascii_lowercase();
+            *slot = byte;
         }
         self.name_len = self.name_len.saturating_add(1);
     }
 
+    /// RFC 9110 section 6.5.1: a recipient that merged a trailer into the head would frame, route or attribute the
+    /// message anew, past the edits that were made to its head. So none of the fields that the proxy looks at may be one.
     fn is_forbidden(&self) -> bool {
         let name = self.name.get(..usize::from(self.name_len));
-        name.is_some_and(|name| TRAILERS_FORBIDDEN.contains(&name))
+        name.is_some_and(|name| Known::of(name) != Known::Other)
     }
 }
 
-/// A misplaced line end says so by name; anything else is `otherwise`.
+/// A line feed that no carriage return precedes says so by name; anything else is `otherwise`.
 fn line_byte_reason(byte: u8, otherwise: Reason) -> Reason {
-    match byte {
-        b'\n' => Reason::BareLf,
-        b'\r' => Reason::BareCr,
-        _ => otherwise,
-    }
+    if byte == b'\n' { Reason::BareLf } else { otherwise }
 }
