@@ -1,7 +1,9 @@
 //! `host [":" port]`: the Host field (RFC 9110 section 7.2) and a target's authority (RFC 3986 section 3.2).
 
+use std::net::Ipv6Addr;
+
 use super::Reason;
-use super::chars::{HOST, IP_LITERAL};
+use super::chars::{HOST, IP_FUTURE};
 use crate::route::HOST_SIZE_MAX;
 
 /// A host and, where given, a port.
@@ -22,8 +24,7 @@ pub fn parse_authority(text: &[u8]) -> Result<Authority<'_>, Reason> {
     let host_len = match text {
         [b'[', rest @ ..] => {
             let close = memchr::memchr(b']', rest).ok_or(Reason::HostInvalid)?;
-            let literal = &rest[..close];
-            if literal.is_empty() || !literal.iter().all(|&byte| IP_LITERAL.has(byte)) {
+            if !ip_literal_valid(&rest[..close]) {
                 return Err(Reason::HostInvalid);
             }
             close + 2
@@ -54,6 +55,19 @@ fn port(digits: &[u8]) -> Result<u16, Reason> {
     Ok(number)
 }
 
+/// `IPv6address / IPvFuture`, RFC 3986 section 3.2.2.
+fn ip_literal_valid(literal: &[u8]) -> bool {
+    if let [b'v' | b'V', rest @ ..] = literal {
+        let Some(dot) = memchr::memchr(b'.', rest) else { return false };
+        let (version, address) = (&rest[..dot], &rest[dot + 1..]);
+        return !version.is_empty()
+            && version.iter().all(u8::is_ascii_hexdigit)
+            && !address.is_empty()
+            && address.iter().all(|&byte| IP_FUTURE.has(byte));
+    }
+    std::str::from_utf8(literal).is_ok_and(|text| text.parse::<Ipv6Addr>().is_ok())
+}
+
 fn percent_encoding_valid(host: &[u8]) -> bool {
     let mut rest = host;
     while let Some(at) = memchr::memchr(b'%', rest) {
@@ -76,9 +90,32 @@ mod tests {
         assert_eq!(parsed("a.example:8080"), Ok((&b"a.example"[..], Some(8080))));
         assert_eq!(parsed("a.example:"), Ok((&b"a.example"[..], None)));
         assert_eq!(parsed("[::1]:80"), Ok((&b"[::1]"[..], Some(80))));
+        assert_eq!(parsed("[2001:DB8::192.0.2.1]"), Ok((&b"[2001:DB8::192.0.2.1]"[..], None)));
+        assert_eq!(parsed("[v1F.a:b]"), Ok((&b"[v1F.a:b]"[..], None)));
         for bad in [
-            "", ":80", "a b", "a/b", "u@h", "a:b", "a:70000", "a:-1", "[::1", "[]", "[::1]x", "a%4", "a%zz",
+            "",
+            ":80",
+            "a b",
+            "a/b",
+            "u@h",
+            "a:b",
+            "a:70000",
+            "a:-1",
+            "[::1",
+            "[]",
+            "[::1]x",
+            "a%4",
+            "a%zz",
             "a,b:1:2",
+            "[a.example]",
+            "[127.0.0.1]",
+            "[::1%25lo]",
+            "[:::1]",
+            "[v.a]",
+            "[v1]",
+            "[v1.]",
+            "[vg.a]",
+            "[[::1]]",
         ] {
             assert_eq!(parsed(bad), Err(Reason::HostInvalid), "{bad}");
         }

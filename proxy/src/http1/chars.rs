@@ -60,13 +60,8 @@ pub(super) static FIELD_VALUE: Class =
 /// `reg-name` and IPv4address, RFC 3986 section 3.2.2; percent-encoding is checked apart.
 pub(super) static HOST: Class = alphanumeric().with(b"-._~!$&'()*+,;=%");
 
-/// What stands between the brackets of an IP literal, RFC 3986 section 3.2.2.
-pub(super) static IP_LITERAL: Class = alphanumeric().with(b":.-_~!$&'()*+,;=");
-
-/// Chunk extensions outside quotes: tokens, `=`, `;` and bad white space (RFC 9112 section 7.1.1).
-pub(crate) fn is_chunk_extension(byte: u8) -> bool {
-    TOKEN.has(byte) || matches!(byte, b'=' | b';' | b' ' | b'\t')
-}
+/// The address in an IPvFuture literal, RFC 3986 section 3.2.2.
+pub(super) static IP_FUTURE: Class = alphanumeric().with(b":.-_~!$&'()*+,;=");
 
 /// `tchar`, for other modules of the crate.
 pub(crate) fn is_token(byte: u8) -> bool {

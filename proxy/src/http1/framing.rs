@@ -64,7 +64,8 @@ fn content_length(value: &[u8], length: &mut Option<u64>) -> Result<(), Reason> 
         let mut number = 0u64;
         for digit in member {
             let next = number.checked_mul(10).and_then(|n| n.checked_add(u64::from(digit - b'0')));
-            number = next.ok_or(Reason::ContentLengthMalformed)?;
+            // RFC 9110 section 8.6: a recipient must anticipate large numbers. Beyond i64::MAX many wrap around.
+            number = next.filter(|n| i64::try_from(*n).is_ok()).ok_or(Reason::ContentLengthMalformed)?;
         }
         if length.is_some_and(|earlier| earlier != number) {
             return Err(Reason::ContentLengthDiffers);

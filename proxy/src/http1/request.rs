@@ -153,6 +153,11 @@ pub fn parse_request(
         None | Some(0) => Framing::None, // RFC 9112 section 6.3, rule 7
         Some(length) => Framing::Length(length),
     };
+    // RFC 9110 section 9.3.6: what follows a CONNECT's head is not content. Some would read it as such, others as the
+    // tunnel's first bytes.
+    if method == Method::Connect && framing != Framing::None {
+        return Err(Reason::ConnectWithBody);
+    }
     let expects_continue = expectation(buffer, fields, line.version)?;
     let connection = ConnectionOptions::read(buffer, fields, limits)?;
     let upgrade = connection.upgrade
@@ -246,7 +251,12 @@ fn target_form(buffer: &[u8], method: Method, target: &[u8]) -> Result<Target, R
         [b'/', ..] => Ok(Target::Origin),
         b"*" if method == Method::Options => Ok(Target::Asterisk),
         _ => {
-            let rest = strip_scheme(target).ok_or(Reason::TargetInvalid)?;
+            // RFC 9110 section 7.4: a request for an https resource must be refused where it did not come over a
+            // connection secured for it, and all listeners are cleartext.
+            if strip_prefix(target, b"https://").is_some() {
+                return Err(Reason::Misdirected);
+            }
+            let rest = strip_prefix(target, b"http://").ok_or(Reason::TargetInvalid)?;
             let end = rest.iter().position(|byte| matches!(byte, b'/' | b'?')).unwrap_or(rest.len());
             let (authority, path) = rest.split_at(end);
             // RFC 9110 section 4.2.4: user information in a target is to be treated as an error.
@@ -259,11 +269,9 @@ fn target_form(buffer: &[u8], method: Method, target: &[u8]) -> Result<Target, R
     }
 }
 
-fn strip_scheme(target: &[u8]) -> Option<&[u8]> {
-    [&b"http://"[..], b"https://"].into_iter().find_map(|scheme| {
-        let (start, rest) = target.split_at_checked(scheme.len())?;
-        start.eq_ignore_ascii_case(scheme).then_some(rest)
-    })
+fn strip_prefix<'a>(text: &'a [u8], prefix: &[u8]) -> Option<&'a [u8]> {
+    let (start, rest) = text.split_at_checked(prefix.len())?;
+    start.eq_ignore_ascii_case(prefix).then_some(rest)
 }
 
 /// RFC 9112 section 3.2: exactly one valid Host in HTTP/1.1, at most one in HTTP/1.0.
@@ -310,12 +318,13 @@ fn expectation(buffer: &[u8], fields: &Fields, version: Version) -> Result<bool,
     Ok(expects && version == Version::Http11)
 }
 
-/// `h2c` would let the backend speak a protocol that the proxy does not see into.
+/// Whether there is a protocol to upgrade to, and none that carries requests: `h2c`, another HTTP or TLS would let the
+/// client send the backend requests that the proxy does not see.
 fn upgrade_allowed(buffer: &[u8], fields: &Fields) -> bool {
     let mut any = false;
     for value in fields.values(buffer, Known::Upgrade) {
         for member in list_members(value) {
-            if member.get(..3).is_some_and(|start| start.eq_ignore_ascii_case(b"h2c")) {
+            if [&b"h2"[..], b"h3", b"http", b"tls"].iter().any(|name| strip_prefix(member, name).is_some()) {
                 return false;
             }
             any = true;

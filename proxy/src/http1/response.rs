@@ -65,7 +65,10 @@ pub fn parse_response(
         }
     };
     let connection = ConnectionOptions::read(buffer, fields, limits)?;
-    let keep_alive = connection.persistent(version) && framing != Framing::UntilClose;
+    // Fields that announce a body where there is none: a backend that sends it would have it read as its next response.
+    let body_beyond_end =
+        framing_fields_void && (given.chunked || given.length.is_some_and(|length| length > 0));
+    let keep_alive = connection.persistent(version) && framing != Framing::UntilClose && !body_beyond_end;
     Ok(Some(ResponseHead {
         size,
         version,
