@@ -21,3 +21,6 @@ pub use known::Known;
 pub use reason::Reason;
 pub use request::{Method, RequestHead, Target, Version, parse_request};
 pub use response::{ResponseHead, parse_response};
+
+#[cfg(test)]
+mod tests;
