@@ -3,3 +3,5 @@
 mod refusals;
 mod responses;
 mod scripts;
+mod semantics;
+mod tunnels;
