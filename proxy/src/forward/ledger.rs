@@ -7,7 +7,7 @@
 use crate::http1::chars::{is_field_value, is_token};
 use crate::http1::{Framing, Known, Reason};
 
-/// Longest line of a chunk size with its extensions.
+/// Longest line of a chunk size with its extensions, line end not counted.
 const CHUNK_LINE_SIZE_MAX: u32 = 1024;
 /// Longest name of a [`Known`] field, and so the bytes of a trailer's name that are kept.
 const NAME_KEPT: usize = 17;
@@ -252,14 +252,14 @@ impl Chunked {
                 *self = Self::size_byte(byte, size, digits)?;
             }
             Self::Extension { size, line, place } => {
-                *line += 1;
-                if *line > CHUNK_LINE_SIZE_MAX {
-                    return Err(Reason::ChunkExtensionMalformed);
-                }
                 if byte == b'\r' && place.may_end() {
                     *self = Self::SizeEnd { size: *size };
-                } else {
-                    *place = place.next(byte)?;
+                    return Ok(Step::Go);
+                }
+                *line += 1;
+                *place = place.next(byte)?;
+                if *line > CHUNK_LINE_SIZE_MAX {
+                    return Err(Reason::ChunkExtensionMalformed);
                 }
             }
             Self::SizeEnd { size } => {
@@ -296,7 +296,7 @@ impl Chunked {
             b'\r' => return Ok(Self::SizeEnd { size }),
             // White space may stand before the semicolon, "bad" as it is (RFC 9112 section 7.1.1).
             b';' | b' ' | b'\t' => {
-                let line = u32::from(digits);
+                let line = u32::from(digits) + 1;
                 let place = if byte == b';' { ExtensionPlace::BeforeName } else { ExtensionPlace::AfterSize };
                 return Ok(Self::Extension { size, line, place });
             }
@@ -416,3 +416,6 @@ impl Trailer {
 fn line_byte_reason(byte: u8, otherwise: Reason) -> Reason {
     if byte == b'\n' { Reason::BareLf } else { otherwise }
 }
+
+#[cfg(test)]
+mod tests;
