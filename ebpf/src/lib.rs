@@ -28,6 +28,9 @@ pub struct Slot {
     pub limit: u32,
 }
 
+/// Size of [`Slot`] in bytes.
+pub const SLOT_SIZE: usize = 128;
+
 /// No process, or one that is not ready: gets no connections. Zero, so that an untouched slot means this.
 pub const STATE_DOWN: u32 = 0;
 /// Accepts connections.
@@ -146,7 +149,7 @@ pub struct Outcomes {
 pub const NO_WORKER: u32 = 0;
 
 // The programs see these layouts through another compiler target.
-const _: () = assert!(size_of::<Slot>() == 128 && align_of::<Slot>() == 128);
+const _: () = assert!(size_of::<Slot>() == SLOT_SIZE && align_of::<Slot>() == SLOT_SIZE);
 const _: () = assert!(offset_of!(Slot, busy_since_ns) == 8 && offset_of!(Slot, accepted) == 16);
 const _: () = assert!(offset_of!(Slot, active) == 24 && offset_of!(Slot, limit) == 28);
 const _: () = assert!(size_of::<Config>() == 24 && offset_of!(Config, stall_ns) == 8);
