@@ -1,6 +1,24 @@
 //! Probes the kernel, loads and attaches the BPF programs, and hands out typed handles.
+//!
+//! - [`probe`] says what the running kernel and this process's privileges allow, and why not.
+//! - [`Steering`] is the supervisor's side: it loads the program `steer`, and binds listeners and workers to it.
+//! - [`WorkerSlot`] is a worker's side: all it needs is one descriptor, and no privilege.
+//! - [`nic`] reads how the queues of network interfaces are spread over CPUs, and what to change.
 #![deny(unsafe_code)]
 
-mod slot;
+mod btf;
+mod error;
+mod log;
 
-pub use slot::{SLOT_SIZE, SlotSnapshot, WorkerSlot, WorkerState, monotonic_ns};
+mod pod;
+mod probe;
+mod slot;
+mod steering;
+mod sys;
+
+pub use error::LoadError;
+pub use log::{LogLine, SteeringLog};
+pub use probe::{Capability, Report, probe};
+pub use slot::{SlotSnapshot, WorkerSlot, WorkerState, monotonic_ns};
+pub use steering::{Cell, Matrix, Options, Policy, QueueWorker, Steering};
+pub use underpass_ebpf::{Outcome, SLOT_SIZE};

@@ -11,11 +11,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 use nix::unistd::{SysconfVar, sysconf};
-use underpass_ebpf::{STATE_DOWN, STATE_DRAINING, STATE_RUNNING, Slot};
-
-/// Size of one worker's slot in bytes: a map of `n` workers is `n * SLOT_SIZE` bytes long. For tests, which can put a
-/// slot into a memfd.
-pub const SLOT_SIZE: usize = size_of::<Slot>();
+use underpass_ebpf::{SLOT_SIZE, STATE_DOWN, STATE_DRAINING, STATE_RUNNING, Slot};
 
 /// A worker's place in the array that the steering program reads.
 ///
