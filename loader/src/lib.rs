@@ -1,6 +1,6 @@
 //! Probes the kernel, loads and attaches the BPF programs, and hands out typed handles.
 //!
-//! - [`probe`] says what the running kernel and this process's privileges allow, and why not.
+//! - [`probe()`] says what the running kernel and this process's privileges allow, and why not.
 //! - [`Steering`] is the supervisor's side: it loads the program `steer`, and binds listeners and workers to it.
 //! - [`WorkerSlot`] is a worker's side: all it needs is one descriptor, and no privilege.
 //! - [`nic`] reads how the queues of network interfaces are spread over CPUs, and what to change.

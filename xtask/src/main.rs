@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod bench;
+mod build_ebpf;
 mod ci;
 mod fuzz;
 mod test;
@@ -13,6 +14,8 @@ use clap::Parser;
 #[derive(Parser)]
 #[command(name = "cargo xtask")]
 enum Command {
+    /// Builds the BPF object from source; the one in the repository is built so
+    BuildEbpf(build_ebpf::Options),
     /// Builds and runs every test; says what was skipped and why
     Test(test::Options),
     /// Runs all that a change must pass: format, lints, policy, BPF build, tests, documentation, fuzzing, benchmark
@@ -25,6 +28,7 @@ enum Command {
 
 fn main() -> anyhow::Result<()> {
     match Command::parse() {
+        Command::BuildEbpf(options) => build_ebpf::run(&options),
         Command::Test(options) => test::run(&options),
         Command::Ci(options) => ci::run(&options),
         Command::Fuzz(options) => fuzz::run(&options),
