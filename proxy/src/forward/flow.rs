@@ -97,6 +97,26 @@ impl Flow {
         self.pending.is_none() && self.pipe.as_ref().is_none_or(|pipe| pipe.filled() == 0)
     }
 
+    /// Changes how what is still to come is moved: a response has become a tunnel.
+    pub fn set_mode(&mut self, mode: RedirectMode, splice_size_min: u64) {
+        (self.mode, self.splice_size_min) = (mode, splice_size_min);
+    }
+
+    /// Sends bytes of the proxy's own; false when the sink does not take all now.
+    ///
+    /// # Errors
+    /// When the sink is gone.
+    pub fn flush_own(&mut self, sink: &mut Endpoint, tools: &mut Tools<'_>) -> io::Result<bool> {
+        let Some(mut pending) = self.pending.take() else { return Ok(true) };
+        let sent = send_cleared(&mut pending, sink, tools.buffers);
+        if sent.is_ok() && pending.is_empty() {
+            tools.buffers.release(pending);
+            return Ok(true);
+        }
+        self.pending = Some(pending);
+        sent.map(|_| false)
+    }
+
     /// Bytes of body moved so far.
     #[inline]
     pub fn moved(&self) -> u64 {
@@ -238,14 +258,8 @@ impl Flow {
         sink: &mut Endpoint,
         tools: &mut Tools<'_>,
     ) -> Result<bool, Broken> {
-        if let Some(mut pending) = self.pending.take() {
-            let done = send_cleared(&mut pending, sink, tools.buffers).map(|_| pending.is_empty());
-            if matches!(done, Ok(true)) {
-                tools.buffers.release(pending);
-            } else {
-                self.pending = Some(pending);
-                return done.map_err(Broken::Sink);
-            }
+        if !self.flush_own(sink, tools).map_err(Broken::Sink)? {
+            return Ok(false);
         }
         if !self.flush_pipe(sink, tools.metrics)? {
             return Ok(false);

@@ -46,7 +46,7 @@ counters! {
     BuffersExhausted = "buffers_exhausted",
     /// Times accept failed other than for want of connections.
     AcceptFailed = "accept_failed",
-    /// Requests whose response was sent whole.
+    /// Requests that were answered, by a backend or by the proxy itself.
     Requests = "requests",
     /// Requests under way now (gauge).
     RequestsActive = "requests_active",

@@ -1,6 +1,26 @@
 //! The data plane: one process, one thread, one event loop, pinned to one core.
+//!
+//! [`event_loop`] waits and drives; a session goes through the phases of [`session::Phase`]: `request` brings a head to
+//! a backend, `response` brings the answer back, `reply` answers where no backend does, `tunnel` passes bytes after an
+//! upgrade. `connection` keeps the connections to backends, `control` obeys the supervisor.
 
+mod connection;
+mod control;
+mod core;
+mod event_loop;
+mod log;
+mod privileges;
+mod random;
+mod reply;
+mod request;
+mod response;
+mod session;
+mod start;
+mod tunnel;
 mod wheel;
+
+pub use event_loop::{Ended, Worker};
+pub use start::{Confinement, run_from_environment, serve};
 
 /// The argument that makes the executable a worker instead of a command. The supervisor re-executes itself so.
 pub const WORKER_ARGUMENT: &str = "--underpass-worker";

@@ -19,7 +19,7 @@ struct Entry {
 
 /// Deadlines for entries numbered from 0.
 #[derive(Debug)]
-pub struct Wheel {
+pub(super) struct Wheel {
     entries: Vec<Entry>,
     heads: Vec<u32>,
     occupied: [u64; SLOTS / 64],
@@ -29,7 +29,7 @@ pub struct Wheel {
 
 impl Wheel {
     /// A wheel for `count` entries, none of which has a deadline.
-    pub fn new(count: usize, now_ms: u64) -> Self {
+    pub(super) fn new(count: usize, now_ms: u64) -> Self {
         let entry = Entry { deadline_ms: 0, slot: NONE, next: NONE, previous: NONE };
         Self {
             entries: vec![entry; count],
@@ -41,7 +41,7 @@ impl Wheel {
 
     /// Gives an entry a deadline, in place of the one it had.
     #[inline]
-    pub fn set(&mut self, entry: usize, deadline_ms: u64) {
+    pub(super) fn set(&mut self, entry: usize, deadline_ms: u64) {
         let earlier = deadline_ms < self.entries[entry].deadline_ms;
         self.entries[entry].deadline_ms = deadline_ms;
         if self.entries[entry].slot == NONE {
@@ -53,14 +53,14 @@ impl Wheel {
     }
 
     /// Takes an entry's deadline away.
-    pub fn clear(&mut self, entry: usize) {
+    pub(super) fn clear(&mut self, entry: usize) {
         if self.entries[entry].slot != NONE {
             self.unlink(entry);
         }
     }
 
     /// Moves the wheel to `now_ms` and puts the entries whose deadline has passed into `expired`; they have none then.
-    pub fn expire(&mut self, now_ms: u64, expired: &mut Vec<usize>) {
+    pub(super) fn expire(&mut self, now_ms: u64, expired: &mut Vec<usize>) {
         let target = now_ms / SLOT_MS;
         // After a long sleep each slot is looked at once.
         let first = self.turned.max(target.saturating_sub(SLOTS as u64));
@@ -83,7 +83,7 @@ impl Wheel {
     }
 
     /// How long from `now_ms` until an entry must be looked at; `None` when no entry has a deadline.
-    pub fn wait_ms(&self, now_ms: u64) -> Option<u64> {
+    pub(super) fn wait_ms(&self, now_ms: u64) -> Option<u64> {
         let start = Self::slot_of(self.turned);
         let mut distance = 0;
         while distance < SLOTS {

@@ -1,0 +1,162 @@
+//! Connections to backends and their pools.
+
+use std::io;
+
+use mio::net::TcpStream;
+use mio::{Interest, Token};
+use slab::Slab;
+use underpass_command::state::Settings;
+
+use super::core::Core;
+use super::event_loop::{Kind, token};
+use crate::forward::Endpoint;
+use crate::metrics::Counter;
+
+/// A connection to a backend.
+pub(super) struct Connection {
+    pub(super) endpoint: Endpoint,
+    /// Index of the backend.
+    pub(super) upstream: u32,
+    /// Key of the session that uses it; none while it is idle.
+    pub(super) session: Option<usize>,
+}
+
+/// All connections of a worker to backends.
+pub(super) type Connections = Slab<Connection>;
+
+/// The most connections to backends: one for each client, and as many idle ones.
+pub(super) fn most(settings: &Settings) -> usize {
+    2 * settings.limits.connections as usize
+}
+
+/// The number of a connection's deadline in the wheel: behind those of the sessions.
+pub(super) fn wheel_entry(core: &Core, key: usize) -> usize {
+    core.settings.limits.connections as usize + super::session::OVERFLOW + key
+}
+
+/// Begins to connect to a backend for a session. The outcome shows when the socket becomes writable.
+pub(super) fn open(
+    core: &mut Core,
+    connections: &mut Connections,
+    upstream: u32,
+    session: usize,
+) -> io::Result<usize> {
+    if connections.len() >= most(&core.settings) {
+        let reason = "the worker's limit of connections to backends is reached";
+        return Err(io::Error::new(io::ErrorKind::QuotaExceeded, reason));
+    }
+    let mut stream = TcpStream::connect(core.upstreams[upstream as usize].address)?;
+    // Heads and small bodies go out in one piece each; Nagle's algorithm would only hold them back.
+    stream.set_nodelay(true)?;
+    let entry = connections.vacant_entry();
+    let key = entry.key();
+    core.registry.register(
+        &mut stream,
+        token(Kind::Backend, key),
+        Interest::READABLE | Interest::WRITABLE,
+    )?;
+    entry.insert(Connection {
+        endpoint: Endpoint::new(stream, false, false),
+        upstream,
+        session: Some(session),
+    });
+    core.count(Counter::BackendConnects);
+    core.gauge(Counter::BackendsOpen, true);
+    Ok(key)
+}
+
+/// Takes the idle connection to a backend that was used last.
+pub(super) fn reuse(
+    core: &mut Core,
+    connections: &mut Connections,
+    upstream: u32,
+    session: usize,
+) -> Option<usize> {
+    let key = core.upstreams[upstream as usize].idle.pop()?;
+    core.gauge(Counter::BackendsIdle, false);
+    let entry = wheel_entry(core, key);
+    core.wheel.clear(entry);
+    connections[key].session = Some(session);
+    core.count(Counter::BackendReuses);
+    Some(key)
+}
+
+/// Gives a connection back to its pool, or closes it where the pool is full.
+pub(super) fn retire(core: &mut Core, connections: &mut Connections, key: usize) {
+    let connection = &mut connections[key];
+    let upstream = connection.upstream as usize;
+    let room = core.upstreams[upstream].idle.len() < core.settings.limits.backend_idle as usize;
+    connection.endpoint.release_if_empty(&mut core.buffers);
+    let clean =
+        connection.endpoint.buffer.is_none() && !connection.endpoint.hangup && !connection.endpoint.ended;
+    if connection.endpoint.buffer.is_some() {
+        core.count(Counter::BackendUnsolicited);
+    }
+    if !room || !clean || core.draining {
+        close(core, connections, key);
+        return;
+    }
+    connection.session = None;
+    core.upstreams[upstream].idle.push(key);
+    core.gauge(Counter::BackendsIdle, true);
+    let deadline = core.now.ms + core.settings.timeouts.backend_keep_alive_ms;
+    let entry = wheel_entry(core, key);
+    core.wheel.set(entry, deadline);
+}
+
+/// Closes a connection, idle or not.
+pub(super) fn close(core: &mut Core, connections: &mut Connections, key: usize) {
+    let mut connection = connections.remove(key);
+    let entry = wheel_entry(core, key);
+    core.wheel.clear(entry);
+    if connection.session.is_none() {
+        let idle = &mut core.upstreams[connection.upstream as usize].idle;
+        if let Some(at) = idle.iter().rposition(|other| *other == key) {
+            idle.swap_remove(at);
+            core.gauge(Counter::BackendsIdle, false);
+        }
+    }
+    connection.endpoint.discard_buffer(&mut core.buffers);
+    core.gauge(Counter::BackendsOpen, false);
+    // Closing the socket takes it out of epoll.
+}
+
+/// An event on an idle connection: the backend has closed it, or sends what nobody asked for.
+pub(super) fn idle_event(core: &mut Core, connections: &mut Connections, key: usize) {
+    if !connections[key].endpoint.readable {
+        return;
+    }
+    match peek(&mut connections[key].endpoint) {
+        Idle::Quiet => {}
+        Idle::Ended => close(core, connections, key),
+        Idle::Unsolicited => {
+            // RFC 9112 section 9.3 has no response without request; whoever took it for the next one would be fooled.
+            core.count(Counter::BackendUnsolicited);
+            close(core, connections, key);
+        }
+    }
+}
+
+/// What an idle connection has to say.
+pub(super) enum Idle {
+    Quiet,
+    Ended,
+    Unsolicited,
+}
+
+/// Looks at an idle connection.
+pub(super) fn peek(endpoint: &mut Endpoint) -> Idle {
+    let mut byte = [0u8; 1];
+    match endpoint.stream().peek(&mut byte) {
+        Ok(0) => Idle::Ended,
+        Ok(_) => Idle::Unsolicited,
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+            endpoint.readable = false;
+            Idle::Quiet
+        }
+        Err(_) => Idle::Ended,
+    }
+}
+
+/// The token of the control channel.
+pub(super) const CONTROL: Token = Token(usize::MAX - 1);

@@ -1,0 +1,198 @@
+//! What all sessions of a worker share: pools, tables, counters, the clock of the turn.
+
+use std::collections::{HashMap, VecDeque};
+use std::net::SocketAddr;
+
+use mio::Registry;
+use mio::net::TcpListener;
+use underpass_command::state::{self, RedirectMode, Settings};
+
+use super::log::AccessLog;
+use super::random::Random;
+use super::wheel::Wheel;
+use crate::balance::Balancer;
+use crate::forward::{BufferPool, PipePool, Tools, TrailerLimits};
+use crate::http1::{Edit, Fields, Limits, Reason};
+use crate::ipc::RedirectScope;
+use crate::metrics::{Block, Counter, Peer};
+use crate::route::Table;
+
+/// The clock of one turn of the loop: read once, the same for all its events.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Now {
+    /// Milliseconds since the worker began.
+    pub(super) ms: u64,
+    /// Microseconds since the worker began.
+    pub(super) us: u64,
+}
+
+/// A listening socket of this worker.
+pub(super) struct Listening {
+    pub(super) socket: TcpListener,
+    pub(super) configured: state::Listener,
+    /// Number of its own routes in the table.
+    pub(super) scope: u32,
+    pub(super) default_cluster: Option<u32>,
+    /// Its port, as `X-Forwarded-Port` tells it.
+    pub(super) port: Vec<u8>,
+    /// Connections may wait in the accept queue.
+    pub(super) pending: bool,
+}
+
+/// A cluster with the numbers of its backends.
+pub(super) struct Cluster {
+    pub(super) configured: state::Cluster,
+    pub(super) balancer: Balancer,
+    /// Indices into [`Core::upstreams`].
+    pub(super) upstreams: Vec<u32>,
+}
+
+/// A backend, with its pool of idle connections.
+pub(super) struct Upstream {
+    pub(super) address: SocketAddr,
+    /// Its address as text.
+    pub(super) text: Vec<u8>,
+    /// Requests under way.
+    pub(super) active: u32,
+    /// Keys of idle connections; the one used last is at the end and is used first, so that few stay warm and the
+    /// others time out.
+    pub(super) idle: Vec<usize>,
+}
+
+/// Everything but the sessions and the connections to backends.
+pub(super) struct Core {
+    pub(super) registry: Registry,
+    pub(super) settings: Settings,
+    pub(super) buffers: BufferPool,
+    pub(super) pipes: PipePool,
+    pub(super) metrics: Block,
+    pub(super) wheel: Wheel,
+    pub(super) now: Now,
+    pub(super) head_limits: Limits,
+    pub(super) trailer_limits: TrailerLimits,
+    /// Fields of the head that was parsed last.
+    pub(super) fields: Fields,
+    /// The head that was edited last.
+    pub(super) edit: Edit,
+    /// `1.1 name`, as Via fields have it; empty when Via is left alone.
+    pub(super) via: Vec<u8>,
+    pub(super) routes: Table,
+    pub(super) listeners: Vec<Listening>,
+    pub(super) clusters: Vec<Cluster>,
+    pub(super) cluster_numbers: HashMap<String, u32>,
+    pub(super) upstreams: Vec<Upstream>,
+    pub(super) random: Random,
+    pub(super) log: AccessLog,
+    /// Sessions that gave way to others though both their sides were ready.
+    pub(super) runnable: VecDeque<usize>,
+    pub(super) draining: bool,
+    /// The last accept failed for want of something other than connections.
+    pub(super) accept_failed: bool,
+}
+
+impl Core {
+    /// A core sized by the settings. Whatever requests need later is allocated here.
+    pub(super) fn new(
+        registry: Registry,
+        settings: Settings,
+        metrics: Block,
+        log: AccessLog,
+        seed: u64,
+    ) -> Self {
+        let limits = &settings.limits;
+        let sessions = limits.connections as usize + super::session::OVERFLOW;
+        let buffers = match limits.buffers {
+            0 => limits.connections.saturating_mul(super::session::BUFFERS_PER_REQUEST),
+            set => set.max(super::session::BUFFERS_PER_REQUEST),
+        };
+        let via =
+            if settings.via.is_empty() { Vec::new() } else { format!("1.1 {}", settings.via).into_bytes() };
+        Self {
+            registry,
+            buffers: BufferPool::new(buffers, limits.buffer_size as usize),
+            pipes: PipePool::new(limits.pipes, limits.pipe_size),
+            metrics,
+            wheel: Wheel::new(sessions + super::connection::most(&settings), 0),
+            now: Now::default(),
+            head_limits: Limits {
+                head_size_max: limits.head_size_max,
+                header_count_max: limits.header_count_max,
+                target_size_max: limits.target_size_max,
+            },
+            trailer_limits: TrailerLimits {
+                size_max: limits.head_size_max,
+                count_max: limits.header_count_max,
+            },
+            fields: Fields::with_capacity(limits.header_count_max),
+            edit: Edit::with_capacity(limits.head_size_max, limits.header_count_max),
+            via,
+            routes: Table::default(),
+            listeners: Vec::new(),
+            clusters: Vec::new(),
+            cluster_numbers: HashMap::new(),
+            upstreams: Vec::new(),
+            random: Random::new(seed),
+            log,
+            runnable: VecDeque::with_capacity(sessions),
+            draining: false,
+            accept_failed: false,
+            settings,
+        }
+    }
+
+    /// What flows need.
+    #[inline]
+    pub(super) fn tools(&mut self) -> Tools<'_> {
+        Tools { buffers: &mut self.buffers, pipes: &mut self.pipes, metrics: &self.metrics }
+    }
+
+    #[inline]
+    pub(super) fn count(&self, counter: Counter) {
+        self.metrics.add(counter, 1);
+    }
+
+    /// A gauge goes up or down by one.
+    #[inline]
+    pub(super) fn gauge(&self, counter: Counter, up: bool) {
+        self.metrics.add(counter, if up { 1 } else { u64::MAX });
+    }
+
+    pub(super) fn refused(&self, peer: Peer, reason: Reason) {
+        self.metrics.refused(peer, reason.number());
+    }
+
+    /// The mode for a body of this cluster that came in by this listener.
+    #[inline]
+    pub(super) fn redirect_mode(&self, listener: u16, cluster: u32) -> RedirectMode {
+        self.clusters[cluster as usize]
+            .configured
+            .redirect
+            .or(self.listeners[usize::from(listener)].configured.redirect)
+            .unwrap_or(self.settings.redirect)
+    }
+
+    /// Changes a redirect mode for the bodies to come.
+    ///
+    /// # Errors
+    /// A sentence that says what is not there.
+    pub(super) fn set_redirect(
+        &mut self,
+        scope: &RedirectScope,
+        mode: Option<RedirectMode>,
+    ) -> Result<(), String> {
+        match scope {
+            RedirectScope::Process => self.settings.redirect = mode.unwrap_or_default(),
+            RedirectScope::Listener(name) => {
+                let listener = self.listeners.iter_mut().find(|listener| listener.configured.name == *name);
+                listener.ok_or_else(|| format!("listener \"{name}\" does not exist"))?.configured.redirect =
+                    mode;
+            }
+            RedirectScope::Cluster(name) => {
+                let number = self.cluster_numbers.get(name);
+                let number = *number.ok_or_else(|| format!("cluster \"{name}\" does not exist"))?;
+                self.clusters[number as usize].configured.redirect = mode;
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,410 @@
+//! The loop: wait for events, drive the sessions they concern, look after deadlines, sleep.
+
+use std::io;
+use std::time::{Duration, Instant};
+
+use mio::event::Event;
+use mio::net::TcpStream;
+use mio::{Events, Interest, Poll, Token};
+use slab::Slab;
+use underpass_command::state::AtLimit;
+use underpass_loader::{WorkerSlot, WorkerState, monotonic_ns};
+
+use super::connection::{self, CONTROL, Connections};
+use super::core::Core;
+use super::session::{OVERFLOW, Phase, Session, Step};
+use crate::forward::Endpoint;
+use crate::ipc::Channel;
+use crate::metrics::Counter;
+
+/// Events taken from the kernel in one call.
+const EVENTS: usize = 256;
+/// Connections accepted from one listener before the others get their turn.
+const ACCEPT_BATCH: usize = 64;
+/// How soon a failed accept (no descriptors left) or a full access log is tried again.
+const RETRY_MS: u64 = 50;
+
+/// What a token stands for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    Client = 0,
+    Backend = 1,
+    Listener = 2,
+}
+
+/// Events are hints: a token can outlive what it stood for by the rest of a batch. So nothing is done on an event's word
+/// alone; the next system call on the socket decides.
+pub(super) fn token(kind: Kind, key: usize) -> Token {
+    Token(key << 2 | kind as usize)
+}
+
+/// How a worker ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// All connections were finished.
+    Drained,
+    /// The deadline of the drain cut so many connections.
+    Cut(usize),
+}
+
+/// A worker: its sessions, its connections to backends, and all they share.
+pub struct Worker {
+    pub(super) core: Core,
+    pub(super) sessions: Slab<Session>,
+    pub(super) connections: Connections,
+    pub(super) channel: Channel,
+    pub(super) slot: Option<WorkerSlot>,
+    pub(super) began: Instant,
+    pub(super) drain_deadline_ms: Option<u64>,
+    pub(super) expired: Vec<usize>,
+    poll: Poll,
+}
+
+impl Worker {
+    /// Puts a worker together; [`Self::run`] makes it work.
+    pub(super) fn new(core: Core, poll: Poll, channel: Channel, slot: Option<WorkerSlot>) -> Self {
+        let sessions = core.settings.limits.connections as usize + OVERFLOW;
+        Self {
+            sessions: Slab::with_capacity(sessions),
+            connections: Slab::with_capacity(connection::most(&core.settings)),
+            expired: Vec::with_capacity(sessions),
+            core,
+            channel,
+            slot,
+            began: Instant::now(),
+            drain_deadline_ms: None,
+            poll,
+        }
+    }
+
+    /// Works until the supervisor says to stop and the last connection has ended.
+    ///
+    /// # Errors
+    /// When epoll itself fails.
+    pub fn run(&mut self) -> io::Result<Ended> {
+        let mut events = Events::with_capacity(EVENTS);
+        loop {
+            let timeout = self.timeout();
+            match self.poll.poll(&mut events, timeout) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                outcome => outcome?,
+            }
+            self.begin_turn();
+            let mut count = 0;
+            for event in &events {
+                self.handle(event);
+                count += 1;
+            }
+            self.core.metrics.add(Counter::LoopEvents, count);
+            self.run_queued();
+            self.accept_pending();
+            self.expire();
+            if let Some(ended) = self.drained() {
+                self.end_turn();
+                return Ok(ended);
+            }
+            self.end_turn();
+        }
+    }
+
+    fn timeout(&self) -> Option<Duration> {
+        let core = &self.core;
+        if !core.runnable.is_empty() {
+            return Some(Duration::ZERO);
+        }
+        let mut wait = core.wheel.wait_ms(core.now.ms);
+        let mut at_most = |ms: u64| wait = Some(wait.map_or(ms, |wait| wait.min(ms)));
+        let acceptable = (0..core.listeners.len()).any(|index| self.may_accept(index));
+        if acceptable && !core.accept_failed {
+            return Some(Duration::ZERO); // a batch was full
+        }
+        if acceptable || core.log.is_blocked() {
+            at_most(RETRY_MS);
+        }
+        if let Some(deadline) = self.drain_deadline_ms {
+            at_most(deadline.saturating_sub(core.now.ms));
+        }
+        wait.map(Duration::from_millis)
+    }
+
+    fn begin_turn(&mut self) {
+        let elapsed = self.began.elapsed();
+        self.core.now.ms = u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX);
+        self.core.now.us = u64::try_from(elapsed.as_micros()).unwrap_or(u64::MAX);
+        if let Some(slot) = &self.slot {
+            slot.begin_turn(monotonic_ns());
+        }
+    }
+
+    fn end_turn(&mut self) {
+        let core = &mut self.core;
+        core.log.flush(&core.metrics);
+        core.metrics.add(Counter::LoopTurns, 1);
+        core.metrics.set(Counter::ClientsActive, self.sessions.len() as u64);
+        core.metrics.set(Counter::BuffersUsed, core.buffers.used() as u64);
+        core.metrics.set(Counter::PipesUsed, core.pipes.used() as u64);
+        if let Some(slot) = &self.slot {
+            slot.set_active(u32::try_from(self.sessions.len()).unwrap_or(u32::MAX));
+            slot.end_turn();
+        }
+    }
+
+    fn handle(&mut self, event: &Event) {
+        if event.token() == CONTROL {
+            self.control();
+            return;
+        }
+        let key = event.token().0 >> 2;
+        match event.token().0 & 3 {
+            kind if kind == Kind::Client as usize => self.client_event(key, event),
+            kind if kind == Kind::Backend as usize => self.backend_event(key, event),
+            _ => self.accept(key),
+        }
+    }
+
+    fn client_event(&mut self, key: usize, event: &Event) {
+        let Some(session) = self.sessions.get_mut(key) else { return };
+        session.client.note(event);
+        // An error means that the client has reset the connection: nobody is left to answer. What it sent before may still
+        // be read, but a request nobody waits for is not worth serving.
+        if event.is_error() && matches!(session.client.take_error(), Ok(Some(_)) | Err(_)) {
+            self.end(key, Step::Close);
+            return;
+        }
+        self.drive(key);
+    }
+
+    fn backend_event(&mut self, key: usize, event: &Event) {
+        let Some(connection) = self.connections.get_mut(key) else { return };
+        connection.endpoint.note(event);
+        match connection.session {
+            Some(session) => self.drive(session),
+            None => connection::idle_event(&mut self.core, &mut self.connections, key),
+        }
+    }
+
+    /// Takes a session as far as it goes.
+    pub(super) fn drive(&mut self, key: usize) {
+        loop {
+            let step = match self.sessions[key].phase {
+                Phase::Head => self.read_head(key),
+                Phase::Connecting => self.connecting(key),
+                Phase::Exchange => self.exchange(key),
+                Phase::Reply => self.reply(key),
+                Phase::Tunnel => self.tunnel(key),
+                Phase::Linger => self.linger(key),
+            };
+            match step {
+                Step::Again => {}
+                Step::Wait => return,
+                Step::Yield => {
+                    let session = &mut self.sessions[key];
+                    if !session.queued {
+                        session.queued = true;
+                        self.core.runnable.push_back(key);
+                    }
+                    return;
+                }
+                Step::Close | Step::Reset => {
+                    self.end(key, step);
+                    return;
+                }
+            }
+        }
+    }
+
+    fn run_queued(&mut self) {
+        for _ in 0..self.core.runnable.len() {
+            let Some(key) = self.core.runnable.pop_front() else { return };
+            // A session that has ended since leaves its key behind; a new one under this key is not `queued`.
+            if self.sessions.get_mut(key).is_some_and(|session| std::mem::take(&mut session.queued)) {
+                self.drive(key);
+            }
+        }
+    }
+
+    /// Sets the deadline of a session, in place of the one before.
+    #[inline]
+    pub(super) fn deadline(&mut self, key: usize, ahead_ms: u64) {
+        let deadline = self.core.now.ms + ahead_ms;
+        self.core.wheel.set(key, deadline);
+    }
+
+    fn expire(&mut self) {
+        let mut expired = std::mem::take(&mut self.expired);
+        self.core.wheel.expire(self.core.now.ms, &mut expired);
+        let sessions_end = connection::wheel_entry(&self.core, 0);
+        for entry in expired.drain(..) {
+            if entry >= sessions_end {
+                let key = entry - sessions_end;
+                if self.connections.get(key).is_some_and(|connection| connection.session.is_none()) {
+                    connection::close(&mut self.core, &mut self.connections, key);
+                }
+            } else if self.sessions.contains(entry) {
+                self.timed_out(entry);
+            }
+        }
+        self.expired = expired;
+    }
+
+    /// Ends a session and all it holds.
+    pub(super) fn end(&mut self, key: usize, how: Step) {
+        self.finish_exchange(key, false);
+        let mut session = self.sessions.remove(key);
+        if session.phase == Phase::Tunnel {
+            self.core.gauge(Counter::TunnelsActive, false);
+        }
+        self.core.wheel.clear(key);
+        session.client.discard_buffer(&mut self.core.buffers);
+        if session.reserved {
+            self.core.buffers.unreserve(super::session::BUFFERS_PER_REQUEST as usize);
+        }
+        if how == Step::Reset {
+            session.client.reset_on_close();
+        }
+        // Dropping the session closes its socket, which takes it out of epoll.
+    }
+
+    fn is_full(&self) -> bool {
+        self.sessions.len() >= self.core.settings.limits.connections as usize
+    }
+
+    /// Accepts from one listener until its queue is empty, a batch is full, or the limit is reached.
+    fn accept(&mut self, index: usize) {
+        let Some(listener) = self.core.listeners.get_mut(index) else { return };
+        listener.pending = true;
+        let wait = listener.configured.at_limit == AtLimit::Wait;
+        for _ in 0..ACCEPT_BATCH {
+            let full = self.is_full();
+            if full && wait {
+                self.core.count(Counter::LimitReached);
+                return;
+            }
+            let Some(listener) = self.core.listeners.get_mut(index) else { return };
+            match listener.socket.accept() {
+                Ok((stream, peer)) => {
+                    self.core.count(Counter::Accepted);
+                    self.core.accept_failed = false;
+                    if let Some(slot) = &self.slot {
+                        slot.accepted(1);
+                    }
+                    self.welcome(stream, peer, index, full);
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    listener.pending = false;
+                    return;
+                }
+                // The client went before it was accepted: accept(2), ECONNABORTED.
+                Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                // Out of descriptors or memory: what is open goes on, the rest waits.
+                Err(_) => {
+                    self.core.count(Counter::AcceptFailed);
+                    self.core.accept_failed = true;
+                    return;
+                }
+            }
+        }
+    }
+
+    fn welcome(&mut self, mut stream: TcpStream, peer: std::net::SocketAddr, listener: usize, full: bool) {
+        if full {
+            self.core.count(Counter::LimitReached);
+        }
+        if self.sessions.len() >= self.core.settings.limits.connections as usize + OVERFLOW {
+            return; // beyond even the overflow: closed without a word
+        }
+        let entry = self.sessions.vacant_entry();
+        let key = entry.key();
+        let interest = Interest::READABLE | Interest::WRITABLE;
+        if self.core.registry.register(&mut stream, token(Kind::Client, key), interest).is_err() {
+            self.core.count(Counter::AcceptFailed);
+            return;
+        }
+        let listener = u16::try_from(listener).unwrap_or(u16::MAX);
+        entry.insert(Session::new(Endpoint::new(stream, false, true), listener, peer));
+        if full {
+            match self.refuse_connection(key, crate::http1::Reason::LimitReached) {
+                step @ (Step::Close | Step::Reset) => self.end(key, step),
+                _ => self.drive(key),
+            }
+        } else {
+            let head_ms = self.core.settings.timeouts.head_ms;
+            self.deadline(key, head_ms);
+        }
+    }
+
+    /// Accepts what had to wait: a batch was full, or the limit was reached.
+    fn accept_pending(&mut self) {
+        for index in 0..self.core.listeners.len() {
+            if self.may_accept(index) {
+                self.accept(index);
+            }
+        }
+    }
+
+    /// Whether connections may wait at a listener and there is room for them, or a refusal.
+    fn may_accept(&self, index: usize) -> bool {
+        let listener = &self.core.listeners[index];
+        listener.pending && !(self.is_full() && listener.configured.at_limit == AtLimit::Wait)
+    }
+
+    /// Begins to drain: what is in the accept queues is still served, what is idle is closed.
+    pub(super) fn drain(&mut self, deadline_ms: u64) {
+        if self.core.draining {
+            return;
+        }
+        self.core.draining = true;
+        self.drain_deadline_ms = Some(self.core.now.ms + deadline_ms);
+        if let Some(slot) = &self.slot {
+            slot.set_state(WorkerState::Draining);
+        }
+        for index in 0..self.core.listeners.len() {
+            self.core.listeners[index].pending = true;
+            // More than an accept queue can hold need not be tried.
+            for _ in 0..=self.core.settings.limits.backlog as usize / ACCEPT_BATCH {
+                if self.may_accept(index) {
+                    self.accept(index);
+                }
+            }
+            self.core.listeners[index].pending = false;
+        }
+        for listener in &mut self.core.listeners {
+            // The supervisor holds the socket too; here it only leaves epoll.
+            let _ = self.core.registry.deregister(&mut listener.socket);
+        }
+        let idle: Vec<usize> =
+            self.connections.iter().filter(|(_, c)| c.session.is_none()).map(|(k, _)| k).collect();
+        for key in idle {
+            connection::close(&mut self.core, &mut self.connections, key);
+        }
+        let waiting: Vec<usize> = self
+            .sessions
+            .iter()
+            .filter(|(_, s)| s.phase == Phase::Head && s.requests > 0)
+            .map(|(k, _)| k)
+            .collect();
+        for key in waiting {
+            if self.sessions[key].client.buffer.is_none() {
+                self.end(key, Step::Close);
+            }
+        }
+    }
+
+    fn drained(&mut self) -> Option<Ended> {
+        let deadline = self.drain_deadline_ms?;
+        if self.sessions.is_empty() {
+            return Some(Ended::Drained);
+        }
+        if self.core.now.ms < deadline {
+            return None;
+        }
+        let cut = self.sessions.len();
+        self.core.metrics.add(Counter::DrainCut, cut as u64);
+        let keys: Vec<usize> = self.sessions.iter().map(|(key, _)| key).collect();
+        for key in keys {
+            self.end(key, Step::Close);
+        }
+        Some(Ended::Cut(cut))
+    }
+}

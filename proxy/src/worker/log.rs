@@ -1,0 +1,204 @@
+//! The access log: lines gathered in memory, written once a turn, dropped and counted when nobody takes them.
+
+use std::io::{self, Write};
+use std::os::fd::OwnedFd;
+use std::time::SystemTime;
+
+use underpass_command::state::AccessLogFormat;
+
+use super::session::Session;
+use crate::metrics::{Block, Counter};
+
+/// Lines that wait for the pipe.
+const PENDING_SIZE_MAX: usize = 64 * 1024;
+/// Longest line; what does not fit is cut off the target and the host.
+const LINE_SIZE_MAX: usize = 2048;
+/// Bytes kept of each request for its line: method, target and host, one after the other.
+const KEPT: usize = 1024;
+
+/// The access log of a worker.
+pub(super) struct AccessLog {
+    pipe: Option<std::fs::File>,
+    format: AccessLogFormat,
+    pending: Vec<u8>,
+    /// Lines in `pending`.
+    lines: u64,
+    /// Line under construction.
+    line: Vec<u8>,
+    /// For each session, what its line will say of the request; the request's own bytes are gone by then.
+    kept: Vec<u8>,
+    lengths: Vec<[u16; 3]>,
+    /// The pipe took nothing at the last try.
+    blocked: bool,
+}
+
+impl AccessLog {
+    /// A log into a non-blocking pipe; `None` writes nothing.
+    pub(super) fn new(pipe: Option<OwnedFd>, format: AccessLogFormat, sessions: usize) -> Self {
+        let enabled = pipe.is_some() && format != AccessLogFormat::Off;
+        let sessions = if enabled { sessions } else { 0 };
+        Self {
+            pipe: pipe.filter(|_| enabled).map(std::fs::File::from),
+            format,
+            pending: Vec::with_capacity(if enabled { PENDING_SIZE_MAX } else { 0 }),
+            lines: 0,
+            line: Vec::with_capacity(if enabled { 2 * LINE_SIZE_MAX } else { 0 }),
+            kept: vec![0; sessions * KEPT],
+            lengths: vec![[0; 3]; sessions],
+            blocked: false,
+        }
+    }
+
+    /// Whether lines are wanted.
+    #[inline]
+    pub(super) fn is_enabled(&self) -> bool {
+        self.pipe.is_some()
+    }
+
+    /// Keeps what the line will say of a request.
+    pub(super) fn keep(&mut self, key: usize, method: &[u8], target: &[u8], host: &[u8]) {
+        let mut at = key * KEPT;
+        let rooms = [32, KEPT - 32 - 255, 255];
+        for ((part, room), length) in [method, target, host].iter().zip(rooms).zip(&mut self.lengths[key]) {
+            let n = part.len().min(room);
+            self.kept[at..at + n].copy_from_slice(&part[..n]);
+            *length = u16::try_from(n).unwrap_or(u16::MAX);
+            at += n;
+        }
+    }
+
+    /// Adds the line of a finished request.
+    pub(super) fn write(
+        &mut self,
+        key: usize,
+        session: &Session,
+        backend: &[u8],
+        micros: u64,
+        metrics: &Block,
+    ) {
+        let lengths = self.lengths[key].map(usize::from);
+        let at = key * KEPT;
+        let method = &self.kept[at..at + lengths[0]];
+        let target = &self.kept[at + lengths[0]..at + lengths[0] + lengths[1]];
+        let host = &self.kept[at + lengths[0] + lengths[1]..at + lengths.iter().sum::<usize>()];
+        self.line.clear();
+        let record = Record { session, backend, micros, method, target, host };
+        // Writing into memory cannot fail.
+        let _ = match self.format {
+            AccessLogFormat::Json => record.json(&mut self.line),
+            AccessLogFormat::Text | AccessLogFormat::Off => record.text(&mut self.line),
+        };
+        if self.pending.len() + self.line.len() > PENDING_SIZE_MAX {
+            metrics.add(Counter::AccessLogDropped, 1);
+            return;
+        }
+        self.pending.extend_from_slice(&self.line);
+        self.lines += 1;
+    }
+
+    /// Writes what has gathered, as far as the pipe takes it. Whole lines only: a pipe takes up to PIPE_BUF bytes whole or
+    /// not at all (pipe(7)).
+    pub(super) fn flush(&mut self, metrics: &Block) {
+        let Some(pipe) = self.pipe.as_mut() else { return };
+        let mut done = 0;
+        self.blocked = false;
+        while done < self.pending.len() {
+            let end = line_end_within(&self.pending[done..], libc::PIPE_BUF);
+            match pipe.write(&self.pending[done..done + end]) {
+                Ok(n) => done += n,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.blocked = true;
+                    break;
+                }
+                Err(_) => {
+                    // Nobody reads any more: the supervisor is gone.
+                    metrics.add(Counter::AccessLogDropped, self.lines);
+                    done = self.pending.len();
+                }
+            }
+        }
+        self.pending.drain(..done);
+        if self.pending.is_empty() {
+            self.lines = 0;
+        }
+    }
+
+    /// Whether lines wait for a pipe that was full: try again soon.
+    pub(super) fn is_blocked(&self) -> bool {
+        self.blocked
+    }
+}
+
+/// The end of the last whole line within `most` bytes.
+fn line_end_within(bytes: &[u8], most: usize) -> usize {
+    let window = &bytes[..bytes.len().min(most)];
+    memchr::memrchr(b'\n', window).map_or(window.len(), |at| at + 1)
+}
+
+struct Record<'a> {
+    session: &'a Session,
+    backend: &'a [u8],
+    micros: u64,
+    method: &'a [u8],
+    target: &'a [u8],
+    host: &'a [u8],
+}
+
+impl Record<'_> {
+    fn text(&self, out: &mut Vec<u8>) -> io::Result<()> {
+        let exchange = &self.session.exchange;
+        write!(out, "{} ", humantime::format_rfc3339_millis(SystemTime::now()))?;
+        out.extend_from_slice(self.session.address.as_bytes());
+        out.extend_from_slice(b" \"");
+        out.extend_from_slice(self.method);
+        out.push(b' ');
+        escaped(out, self.target);
+        out.extend_from_slice(b"\" ");
+        out.extend_from_slice(if self.host.is_empty() { b"-" } else { self.host });
+        write!(out, " {} {} {}us ", exchange.status, exchange.bytes, self.micros)?;
+        out.extend_from_slice(if self.backend.is_empty() { b"-" } else { self.backend });
+        write!(out, " {} ", exchange.reason.map_or("-", crate::http1::Reason::name))?;
+        out.extend_from_slice(&exchange.id);
+        out.push(b'\n');
+        Ok(())
+    }
+
+    fn json(&self, out: &mut Vec<u8>) -> io::Result<()> {
+        let exchange = &self.session.exchange;
+        write!(out, "{{\"time\":\"{}\",\"client\":\"", humantime::format_rfc3339_millis(SystemTime::now()))?;
+        out.extend_from_slice(self.session.address.as_bytes());
+        out.extend_from_slice(b"\",\"method\":\"");
+        escaped(out, self.method);
+        out.extend_from_slice(b"\",\"target\":\"");
+        escaped(out, self.target);
+        out.extend_from_slice(b"\",\"host\":\"");
+        escaped(out, self.host);
+        write!(
+            out,
+            "\",\"status\":{},\"bytes\":{},\"duration_us\":{}",
+            exchange.status, exchange.bytes, self.micros
+        )?;
+        out.extend_from_slice(b",\"backend\":\"");
+        out.extend_from_slice(self.backend);
+        write!(
+            out,
+            "\",\"reason\":\"{}\",\"id\":\"",
+            exchange.reason.map_or("", crate::http1::Reason::name)
+        )?;
+        out.extend_from_slice(&exchange.id);
+        out.extend_from_slice(b"\"}\n");
+        Ok(())
+    }
+}
+
+/// Visible ASCII, which is all a parsed head has here, with what would end a quoted string escaped.
+fn escaped(out: &mut Vec<u8>, text: &[u8]) {
+    for &byte in text {
+        match byte {
+            b'"' | b'\\' => out.extend_from_slice(&[b'\\', byte]),
+            0x20..=0x7e => out.push(byte),
+            _ => out.push(b'?'),
+        }
+    }
+}

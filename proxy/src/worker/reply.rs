@@ -1,0 +1,246 @@
+//! Answers of the proxy itself, and the end of a client's connection.
+
+use std::io::{self, Read, Write};
+
+use super::event_loop::Worker;
+use super::session::{Exchange, Phase, Step};
+use crate::forward::Flow;
+use crate::http1::{Framing, Method, Reason};
+use crate::metrics::{Counter, Peer};
+
+/// Bytes that a client may still send after it was told that nothing more will be read.
+const LINGER_SIZE_MAX: usize = 1024 * 1024;
+/// Bytes thrown away in one call.
+const DISCARD: usize = 16 * 1024;
+/// Rounds of discarding in one turn.
+const DISCARD_ROUNDS: usize = 8;
+
+/// The standard phrases of the statuses sent here (RFC 9110 section 15, RFC 6585 section 5).
+fn phrase(status: u16) -> &'static str {
+    match status {
+        400 => "Bad Request",
+        404 => "Not Found",
+        408 => "Request Timeout",
+        411 => "Length Required",
+        413 => "Content Too Large",
+        414 => "URI Too Long",
+        417 => "Expectation Failed",
+        421 => "Misdirected Request",
+        431 => "Request Header Fields Too Large",
+        501 => "Not Implemented",
+        502 => "Bad Gateway",
+        503 => "Service Unavailable",
+        504 => "Gateway Timeout",
+        505 => "HTTP Version Not Supported",
+        _ => "Error",
+    }
+}
+
+/// An answer in a fixed space, so that answering needs no memory.
+struct Answer {
+    bytes: [u8; 512],
+    length: usize,
+}
+
+impl Answer {
+    fn new(status: u16, reason: Reason, close: bool, head_only: bool) -> Self {
+        let mut answer = Self { bytes: [0; 512], length: 0 };
+        let phrase = phrase(status);
+        let body_size = 4 + phrase.len() + 2 + reason.text().len() + 1;
+        let connection = if close { "Connection: close\r\n" } else { "" };
+        let retry = if status == 503 { "Retry-After: 1\r\n" } else { "" };
+        let mut rest = &mut answer.bytes[..];
+        let room = rest.len();
+        // The longest phrase and text together take half the space, so writing cannot fail.
+        let _ = write!(
+            rest,
+            "HTTP/1.1 {status} {phrase}\r\nContent-Type: text/plain\r\nContent-Length: {body_size}\r\n{retry}{connection}\r\n"
+        );
+        if !head_only {
+            let _ = writeln!(rest, "{status} {phrase}: {}", reason.text());
+        }
+        answer.length = room - rest.len();
+        answer
+    }
+
+    fn as_bytes(&self) -> &[u8] {
+        &self.bytes[..self.length]
+    }
+}
+
+impl Worker {
+    /// Answers a request with a refusal. The connection closes unless the request had no body and broke no rule.
+    pub(super) fn refuse(&mut self, key: usize, reason: Reason) -> Step {
+        self.core.refused(Peer::Client, reason);
+        self.answer(key, reason, reason.status())
+    }
+
+    /// Answers for a backend whose response cannot be passed on.
+    pub(super) fn refuse_response(&mut self, key: usize, reason: Reason) -> Step {
+        self.core.refused(Peer::Backend, reason);
+        self.core.count(Counter::AbortsBackend);
+        self.answer(key, reason, reason.gateway_status())
+    }
+
+    fn answer(&mut self, key: usize, reason: Reason, status: u16) -> Step {
+        self.close_backend(key);
+        let Self { core, sessions, .. } = self;
+        let session = &mut sessions[key];
+        let active = session.exchange.active;
+        if !active {
+            // What came was no request, or none yet; it is answered and logged as one all the same.
+            session.exchange = Exchange::none();
+            session.exchange.active = true;
+            core.gauge(Counter::RequestsActive, true);
+            if core.log.is_enabled() {
+                core.log.keep(key, b"-", b"-", b"");
+            }
+        }
+        let exchange = &mut session.exchange;
+        if exchange.response_head_done || !exchange.response.is_flushed() {
+            return Step::Reset; // half a response cannot be taken back
+        }
+        // A request whose head was understood and that has no body ends where its head ends, whatever became of it.
+        let settled =
+            active && exchange.head.framing == Framing::None && exchange.head.method != Method::Connect;
+        let blameless = matches!(status, 404 | 421 | 502 | 503 | 504);
+        exchange.close |= !(settled && blameless) || core.draining;
+        exchange.reason = Some(reason);
+        exchange.status = status;
+        if let Some(buffer) = session.client.buffer.as_mut() {
+            if active && buffer.held {
+                buffer.unscanned = exchange.head_start + exchange.head.size as usize;
+                (buffer.start, buffer.cleared) = (buffer.unscanned, buffer.unscanned);
+            }
+            buffer.held = false;
+        }
+        let head_only = active && exchange.head.method == Method::Head;
+        let answer = Answer::new(status, reason, exchange.close, head_only);
+        exchange.response = Flow::idle();
+        exchange.response.push_own(answer.as_bytes(), &mut core.buffers);
+        session.phase = Phase::Reply;
+        let linger_ms = core.settings.timeouts.linger_ms;
+        self.deadline(key, linger_ms);
+        Step::Again
+    }
+
+    /// Sends an answer of our own.
+    pub(super) fn reply(&mut self, key: usize) -> Step {
+        let Self { core, sessions, .. } = self;
+        let session = &mut sessions[key];
+        let mut tools = core.tools();
+        match session.exchange.response.flush_own(&mut session.client, &mut tools) {
+            Ok(true) => {}
+            Ok(false) => return Step::Wait,
+            Err(_) => return Step::Close,
+        }
+        let close = session.exchange.close;
+        self.finish_exchange(key, false);
+        let session = &mut self.sessions[key];
+        if close {
+            return self.close_gently(key, false);
+        }
+        session.phase = Phase::Head;
+        session.first_byte_us = 0;
+        Step::Again
+    }
+
+    /// Tells a client that there is no room for it. Needs no buffer: the answer fits into the new socket's send buffer.
+    pub(super) fn refuse_connection(&mut self, key: usize, reason: Reason) -> Step {
+        self.core.refused(Peer::Client, reason);
+        self.core.count(Counter::Responses5xx);
+        let answer = Answer::new(reason.status(), reason, true, false);
+        let session = &mut self.sessions[key];
+        let _ = session.client.send(&[io::IoSlice::new(answer.as_bytes())]);
+        session.client.readable = true;
+        self.close_gently(key, false)
+    }
+
+    /// Closes a client's connection so that it gets the last answer: RFC 9112 section 9.6. Unread bytes in the socket would turn
+    /// the close into a reset, which can overtake the answer; so they are read first, within bounds.
+    pub(super) fn close_gently(&mut self, key: usize, settled: bool) -> Step {
+        let session = &mut self.sessions[key];
+        let quiet = session.client.buffer.as_ref().is_none_or(|buffer| !buffer.has_unscanned());
+        if session.client.ended || (settled && quiet && !session.client.readable) {
+            return Step::Close;
+        }
+        session.client.shutdown_write();
+        session.client.discard_buffer(&mut self.core.buffers);
+        session.phase = Phase::Linger;
+        session.linger_left = LINGER_SIZE_MAX;
+        session.client.readable = true;
+        let linger_ms = self.core.settings.timeouts.linger_ms;
+        self.deadline(key, linger_ms);
+        Step::Again
+    }
+
+    /// Throws away what a client still sends, until it closes.
+    pub(super) fn linger(&mut self, key: usize) -> Step {
+        let session = &mut self.sessions[key];
+        let mut discarded = [0u8; DISCARD];
+        for _ in 0..DISCARD_ROUNDS {
+            if !session.client.readable {
+                return Step::Wait;
+            }
+            match session.client.stream().read(&mut discarded) {
+                Ok(0) => return Step::Close,
+                Ok(n) => {
+                    session.linger_left = session.linger_left.saturating_sub(n);
+                    if session.linger_left == 0 {
+                        return Step::Close;
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => session.client.readable = false,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(_) => return Step::Close,
+            }
+        }
+        Step::Yield
+    }
+
+    /// A session's deadline has passed.
+    pub(super) fn timed_out(&mut self, key: usize) {
+        let session = &self.sessions[key];
+        let exchange = &session.exchange;
+        let step = match session.phase {
+            Phase::Head if session.client.buffer.is_none() => {
+                let idle = session.requests > 0;
+                self.core.count(if idle { Counter::TimeoutKeepAlive } else { Counter::TimeoutHead });
+                Step::Close
+            }
+            Phase::Head => {
+                self.core.count(Counter::TimeoutHead);
+                self.refuse(key, Reason::HeadTimeout)
+            }
+            Phase::Connecting => {
+                self.core.count(Counter::TimeoutConnect);
+                self.connect_failed(key, Reason::ConnectTimeout)
+            }
+            Phase::Exchange if exchange.response_head_done => {
+                self.core.count(Counter::TimeoutBody);
+                Step::Reset
+            }
+            Phase::Exchange if exchange.request_done || exchange.request_broken => {
+                self.core.count(Counter::TimeoutResponse);
+                self.refuse(key, Reason::ResponseTimeout)
+            }
+            Phase::Exchange => {
+                self.core.count(Counter::TimeoutBody);
+                self.refuse(key, Reason::BodyTimeout)
+            }
+            Phase::Tunnel => {
+                self.core.count(Counter::TimeoutTunnel);
+                Step::Close
+            }
+            Phase::Reply | Phase::Linger => {
+                self.core.count(Counter::TimeoutLinger);
+                Step::Close
+            }
+        };
+        match step {
+            Step::Close | Step::Reset => self.end(key, step),
+            Step::Again => self.drive(key),
+            Step::Wait | Step::Yield => {}
+        }
+    }
+}

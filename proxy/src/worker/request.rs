@@ -1,0 +1,344 @@
+//! The way in: from the first byte of a request to its head on the way to a backend.
+
+use std::io;
+
+use underpass_command::state::RequestId;
+
+use super::connection::{self, Idle};
+use super::event_loop::Worker;
+use super::session::{BUFFERS_PER_REQUEST, Exchange, Phase, Step};
+use crate::forward::{Broken, Buffer, Received};
+use crate::http1::{Framing, Method, Reason, RequestEdit, RequestHead, edit_request, parse_request};
+use crate::metrics::{Counter, Peer};
+use crate::route::Found;
+
+/// Backends tried for one request before the client is told.
+const ATTEMPTS_MAX: u8 = 3;
+
+impl Worker {
+    /// Reads until a head is complete, then begins its request.
+    pub(super) fn read_head(&mut self, key: usize) -> Step {
+        loop {
+            match self.parse_head(key) {
+                Ok(Some(head)) => return self.begin_request(key, head),
+                Ok(None) => {}
+                Err(reason) => return self.refuse(key, reason),
+            }
+            let session = &mut self.sessions[key];
+            if !session.client.readable {
+                return self.await_head(key);
+            }
+            if !session.reserved {
+                session.reserved = self.core.buffers.reserve(BUFFERS_PER_REQUEST as usize);
+                if !session.reserved {
+                    self.core.count(Counter::BuffersExhausted);
+                    return self.refuse_connection(key, Reason::BuffersExhausted);
+                }
+            }
+            if let Some(buffer) = session.client.buffer.as_mut()
+                && buffer.end == self.core.buffers.size()
+            {
+                // A head that fills the buffer whole has been refused by the parser, so there is something before it.
+                self.core.buffers.compact(buffer);
+            }
+            match session.client.receive(&mut self.core.buffers) {
+                Ok(Received::Bytes(_)) => {
+                    if session.first_byte_us == 0 {
+                        session.first_byte_us = self.core.now.us.max(1);
+                    }
+                }
+                Ok(Received::Nothing) => {}
+                Ok(Received::Closed) => {
+                    if session.client.buffer.as_ref().is_some_and(Buffer::has_unscanned) {
+                        self.core.refused(Peer::Client, Reason::HeadTruncated);
+                    }
+                    return Step::Close;
+                }
+                Err(_) => return Step::Close,
+            }
+        }
+    }
+
+    /// Nothing is there to be read: gives back what is not needed meanwhile.
+    fn await_head(&mut self, key: usize) -> Step {
+        let session = &mut self.sessions[key];
+        session.client.release_if_empty(&mut self.core.buffers);
+        if session.client.buffer.is_some() {
+            let deadline = session.first_byte_us / 1000 + self.core.settings.timeouts.head_ms;
+            self.core.wheel.set(key, deadline);
+            return Step::Wait;
+        }
+        if session.requests == 0 {
+            return Step::Wait; // the deadline for the first head has run since the connection was accepted
+        }
+        session.first_byte_us = 0;
+        if session.reserved {
+            session.reserved = false;
+            self.core.buffers.unreserve(BUFFERS_PER_REQUEST as usize);
+        }
+        if self.core.draining {
+            return Step::Close;
+        }
+        let keep_alive_ms = self.core.settings.timeouts.keep_alive_ms;
+        self.deadline(key, keep_alive_ms);
+        Step::Wait
+    }
+
+    fn parse_head(&mut self, key: usize) -> Result<Option<RequestHead>, Reason> {
+        let session = &mut self.sessions[key];
+        let Some(buffer) = session.client.buffer.as_mut() else { return Ok(None) };
+        // RFC 9112 section 2.2: at least one empty line before the request line should be ignored.
+        while self.core.buffers.bytes(buffer, buffer.unscanned..buffer.end).starts_with(b"\r\n") {
+            buffer.unscanned += 2;
+            (buffer.start, buffer.cleared) = (buffer.unscanned, buffer.unscanned);
+        }
+        let bytes = self.core.buffers.bytes(buffer, buffer.unscanned..buffer.end);
+        if bytes.is_empty() {
+            return Ok(None);
+        }
+        // A head that comes in many small pieces is not parsed from its start for each of them: only when a line has ended
+        // or the bound is reached can the answer have changed.
+        let parsed = session.parsed.min(bytes.len());
+        let full = bytes.len() >= self.core.head_limits.head_size_max as usize;
+        if parsed > 0 && !full && memchr::memchr(b'\n', &bytes[parsed..]).is_none() {
+            return Ok(None);
+        }
+        session.parsed = bytes.len();
+        let head = parse_request(bytes, &mut self.core.fields, &self.core.head_limits)?;
+        if head.is_some() {
+            session.parsed = 0;
+        }
+        Ok(head)
+    }
+
+    fn begin_request(&mut self, key: usize, head: RequestHead) -> Step {
+        let core = &mut self.core;
+        let session = &mut self.sessions[key];
+        let Some(buffer) = session.client.buffer.as_mut() else { return Step::Close };
+        if session.first_byte_us == 0 {
+            session.first_byte_us = core.now.us.max(1); // it was pipelined, and its turn has come
+        }
+        session.requests = session.requests.saturating_add(1);
+        session.exchange = Exchange::begin(head, buffer.unscanned);
+        buffer.held = true;
+        core.gauge(Counter::RequestsActive, true);
+        let exchange = &mut session.exchange;
+        let limit = core.settings.limits.requests_per_connection;
+        exchange.close |= core.draining || (limit > 0 && session.requests >= limit);
+        let bytes = core.buffers.bytes(buffer, buffer.unscanned..buffer.end);
+        let listener = &core.listeners[usize::from(session.listener)];
+        if listener.configured.request_id != RequestId::Off || core.log.is_enabled() {
+            exchange.id = core.random.request_id();
+        }
+        if core.log.is_enabled() {
+            let (method, target) = (head.method_span.of(bytes), head.target_span.of(bytes));
+            core.log.keep(key, method, target, head.host.of(bytes));
+        }
+        let destination = match core.routes.find(listener.scope, head.host.of(bytes), head.path(bytes)) {
+            Found::Route(destination) => Ok((destination.cluster, destination.allow_connect)),
+            Found::NoHost => listener.default_cluster.map(|c| (c, false)).ok_or(Reason::Misdirected),
+            Found::NoPath => listener.default_cluster.map(|c| (c, false)).ok_or(Reason::RouteMissing),
+        };
+        let (cluster, allow_connect) = match destination {
+            // What CONNECT asks for is not served as a resource, so a route that is missing changes nothing.
+            _ if head.method == Method::Connect && !matches!(destination, Ok((_, true))) => {
+                return self.refuse(key, Reason::ConnectRefused);
+            }
+            Ok(found) => found,
+            Err(reason) => return self.refuse(key, reason),
+        };
+        debug_assert!(allow_connect || head.method != Method::Connect);
+        exchange.cluster = cluster;
+        exchange.mode = core.redirect_mode(session.listener, cluster);
+        let largest = core.settings.limits.request_body_size_max;
+        let refusal = match head.framing {
+            Framing::Length(length) if largest > 0 && length > largest => Some(Reason::BodyTooLarge),
+            Framing::Chunked if !core.clusters[cluster as usize].configured.chunked_requests => {
+                Some(Reason::LengthRequired)
+            }
+            _ => None,
+        };
+        match refusal {
+            Some(reason) => self.refuse(key, reason),
+            None => self.dispatch(key, true),
+        }
+    }
+
+    /// Chooses a backend and gets a connection to it. `parsed` tells that the fields of this very request are at hand.
+    pub(super) fn dispatch(&mut self, key: usize, parsed: bool) -> Step {
+        let Self { core, sessions, connections, .. } = self;
+        let exchange = &mut sessions[key].exchange;
+        let failed = exchange.upstream.take();
+        if let Some(failed) = failed {
+            core.upstreams[failed as usize].active -= 1;
+        }
+        let cluster = &mut core.clusters[exchange.cluster as usize];
+        let upstreams = &core.upstreams;
+        let load = |n: usize| upstreams[cluster.upstreams[n] as usize].active;
+        let avoid = failed.and_then(|failed| cluster.upstreams.iter().position(|&other| other == failed));
+        let Some(chosen) = cluster.balancer.choose(cluster.upstreams.len(), load, avoid) else {
+            return self.refuse(key, Reason::BackendMissing);
+        };
+        let upstream = cluster.upstreams[chosen];
+        exchange.upstream = Some(upstream);
+        exchange.attempts += 1;
+        core.upstreams[upstream as usize].active += 1;
+        // A retry and a tunnel want a connection that is surely fresh.
+        let fresh_only = exchange.attempts > 1 || exchange.head.method == Method::Connect;
+        while !fresh_only && let Some(connection) = connection::reuse(core, connections, upstream, key) {
+            // RFC 9110 section 9.2.2: what is not idempotent must not be sent twice, so a stale connection would cost the
+            // client an error. One look avoids nearly all of them.
+            let endpoint = &mut connections[connection].endpoint;
+            if !exchange.head.method.is_idempotent() && !matches!(connection::peek(endpoint), Idle::Quiet) {
+                connection::close(core, connections, connection);
+                continue;
+            }
+            exchange.reused = true;
+            sessions[key].backend = Some(connection);
+            return self.send_request(key, parsed);
+        }
+        exchange.reused = false;
+        match connection::open(core, connections, upstream, key) {
+            Ok(connection) => {
+                sessions[key].backend = Some(connection);
+                sessions[key].phase = Phase::Connecting;
+                let connect_ms = core.settings.timeouts.connect_ms;
+                self.deadline(key, connect_ms);
+                Step::Wait
+            }
+            Err(_) => self.connect_failed(key, Reason::ConnectFailed),
+        }
+    }
+
+    /// An event came while the connection to the backend was being made.
+    pub(super) fn connecting(&mut self, key: usize) -> Step {
+        let Some(connection) = self.sessions[key].backend else { return Step::Close };
+        let endpoint = &mut self.connections[connection].endpoint;
+        if !endpoint.writable {
+            return Step::Wait;
+        }
+        match endpoint.take_error() {
+            Ok(None) => {}
+            Ok(Some(_)) | Err(_) => return self.connect_failed(key, Reason::ConnectFailed),
+        }
+        if let Err(error) = endpoint.stream().peer_addr() {
+            // Not yet: the event was left over from another connection.
+            let pending = error.kind() == io::ErrorKind::NotConnected && !endpoint.hangup;
+            endpoint.writable = false;
+            return if pending { Step::Wait } else { self.connect_failed(key, Reason::ConnectFailed) };
+        }
+        if self.sessions[key].exchange.head.method == Method::Connect {
+            return self.open_connect_tunnel(key);
+        }
+        self.send_request(key, false)
+    }
+
+    /// No connection was made; nothing of the request was sent, so another backend may have it.
+    pub(super) fn connect_failed(&mut self, key: usize, reason: Reason) -> Step {
+        self.core.count(Counter::BackendConnectsFailed);
+        self.close_backend(key);
+        let exchange = &self.sessions[key].exchange;
+        let others = self.core.clusters[exchange.cluster as usize].upstreams.len() > 1;
+        if others && exchange.attempts < ATTEMPTS_MAX && self.is_held(key) {
+            return self.dispatch(key, false);
+        }
+        self.refuse(key, reason)
+    }
+
+    /// Edits the head and sends it with what has come of the body.
+    fn send_request(&mut self, key: usize, parsed: bool) -> Step {
+        if !parsed && let Err(reason) = self.parse_again(key) {
+            return self.refuse(key, reason);
+        }
+        let Self { core, sessions, connections, .. } = self;
+        let session = &mut sessions[key];
+        let (Some(connection), Some(buffer)) = (session.backend, session.client.buffer.as_ref()) else {
+            return Step::Close;
+        };
+        let exchange = &mut session.exchange;
+        let upstream = connections[connection].upstream as usize;
+        let listener = &core.listeners[usize::from(session.listener)];
+        let edit = RequestEdit {
+            client: session.address.as_bytes(),
+            port: &listener.port,
+            backend: &core.upstreams[upstream].text,
+            via: &core.via,
+            x_forwarded: listener.configured.x_forwarded,
+            forwarded: listener.configured.forwarded,
+            request_id: listener.configured.request_id,
+            id: &exchange.id,
+        };
+        let bytes = core.buffers.bytes(buffer, buffer.unscanned..buffer.end);
+        edit_request(bytes, &exchange.head, &core.fields, &edit, &mut core.edit);
+        exchange.request = exchange.request_flow(core.trailer_limits, core.settings.splice_size_min);
+        let mut tools = crate::forward::Tools {
+            buffers: &mut core.buffers,
+            pipes: &mut core.pipes,
+            metrics: &core.metrics,
+        };
+        let size = exchange.head.size as usize;
+        let sink = &mut connections[connection].endpoint;
+        sink.writable = true;
+        session.phase = Phase::Exchange;
+        match exchange.request.send_head(&core.edit, size, &mut session.client, sink, &mut tools) {
+            Ok(()) => {}
+            Err(Broken::Refused(reason)) => return self.refuse(key, reason),
+            // The first write failed, so the backend has seen nothing of the request.
+            Err(_) => return self.backend_lost(key, Reason::BackendClosed, true),
+        }
+        let wait_ms = if exchange.request.ledger.is_settled() {
+            core.settings.timeouts.response_ms
+        } else {
+            core.settings.timeouts.body_idle_ms
+        };
+        self.deadline(key, wait_ms);
+        Step::Again
+    }
+
+    /// Puts the client's buffer back to the head that it still holds, and parses it once more, because another session's
+    /// fields may have taken its place.
+    fn parse_again(&mut self, key: usize) -> Result<(), Reason> {
+        let session = &mut self.sessions[key];
+        let Some(buffer) = session.client.buffer.as_mut() else { return Err(Reason::BackendClosed) };
+        debug_assert!(buffer.held);
+        let start = session.exchange.head_start;
+        (buffer.start, buffer.cleared, buffer.unscanned) = (start, start, start);
+        let bytes = self.core.buffers.bytes(buffer, start..buffer.end);
+        let head = parse_request(bytes, &mut self.core.fields, &self.core.head_limits)?;
+        debug_assert_eq!(head, Some(session.exchange.head));
+        Ok(())
+    }
+
+    /// Whether the request, as far as it has come, is still in the buffer and could be sent again.
+    pub(super) fn is_held(&self, key: usize) -> bool {
+        self.sessions[key].client.buffer.as_ref().is_some_and(|buffer| buffer.held)
+    }
+
+    /// The backend went before a byte of its response came. A pooled connection may just have been stale: the request is
+    /// sent again, once, on a fresh one, if it may be (RFC 9110 section 9.2.2) and is still at hand.
+    pub(super) fn backend_lost(&mut self, key: usize, reason: Reason, unsent: bool) -> Step {
+        let held = self.is_held(key);
+        let exchange = &self.sessions[key].exchange;
+        let repeatable = exchange.head.method.is_idempotent() || unsent;
+        let retry = held && exchange.reused && !exchange.response_begun && repeatable;
+        self.close_backend(key);
+        if retry {
+            self.core.count(Counter::Retries);
+            self.sessions[key].exchange.request_broken = false;
+            self.sessions[key].exchange.request_done = false;
+            return self.dispatch(key, false);
+        }
+        self.core.count(Counter::AbortsBackend);
+        self.refuse(key, reason)
+    }
+
+    /// Closes the connection to the backend, if there is one.
+    pub(super) fn close_backend(&mut self, key: usize) {
+        let Self { core, sessions, connections, .. } = self;
+        let session = &mut sessions[key];
+        if let Some(connection) = session.backend.take() {
+            session.exchange.request.finish(&mut core.tools());
+            connection::close(core, connections, connection);
+        }
+    }
+}

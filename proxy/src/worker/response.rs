@@ -1,0 +1,333 @@
+//! The way back: the rest of the request's body, the response's head and body, and what becomes of both connections.
+
+use super::connection;
+use super::event_loop::Worker;
+use super::session::{Phase, Step};
+use crate::forward::{Broken, Flow, Ledger, Progress, Received, Tools};
+use crate::http1::{
+    Framing, Known, Reason, ResponseEdit, ResponseHead, Version, edit_response, parse_response,
+};
+use crate::metrics::{Counter, Peer};
+
+/// Interim responses to one request. RFC 9110 section 15.2 sets no bound; a backend that sends more is broken.
+const INTERIM_MAX: u8 = 32;
+
+impl Worker {
+    /// Moves what can be moved in both directions.
+    pub(super) fn exchange(&mut self, key: usize) -> Step {
+        let mut yielded = false;
+        if !self.sessions[key].exchange.request_done && !self.sessions[key].exchange.request_broken {
+            match self.pump_request(key) {
+                Step::Wait => {}
+                Step::Yield => yielded = true,
+                step => return step,
+            }
+        }
+        loop {
+            if self.sessions[key].exchange.response_head_done {
+                return match self.pump_response(key) {
+                    Step::Wait if yielded => Step::Yield,
+                    step => step,
+                };
+            }
+            match self.flush_interim(key) {
+                Ok(true) => {}
+                Ok(false) => return if yielded { Step::Yield } else { Step::Wait },
+                Err(step) => return step,
+            }
+            match self.read_response_head(key) {
+                Step::Again => {}
+                Step::Wait if yielded => return Step::Yield,
+                step => return step,
+            }
+            if self.sessions[key].phase != Phase::Exchange {
+                return Step::Again;
+            }
+        }
+    }
+
+    fn pump_request(&mut self, key: usize) -> Step {
+        let Self { core, sessions, connections, .. } = self;
+        let session = &mut sessions[key];
+        let Some(connection) = session.backend else { return Step::Close };
+        let exchange = &mut session.exchange;
+        let before = exchange.request.moved();
+        let mut tools = Tools { buffers: &mut core.buffers, pipes: &mut core.pipes, metrics: &core.metrics };
+        let sink = &mut connections[connection].endpoint;
+        let progress = exchange.request.pump(&mut session.client, sink, &mut tools);
+        let moved = exchange.request.moved() != before;
+        let largest = core.settings.limits.request_body_size_max;
+        if largest > 0 && exchange.request.ledger.content() > largest {
+            return self.refuse(key, Reason::BodyTooLarge);
+        }
+        match progress {
+            Ok(Progress::Done) => {
+                exchange.request_done = true;
+                if before > 0 || moved {
+                    let response_ms = core.settings.timeouts.response_ms;
+                    self.deadline(key, response_ms);
+                }
+                Step::Wait
+            }
+            Ok(progress) => {
+                if moved {
+                    let body_idle_ms = core.settings.timeouts.body_idle_ms;
+                    self.deadline(key, body_idle_ms);
+                }
+                if progress == Progress::Yielded { Step::Yield } else { Step::Wait }
+            }
+            Err(Broken::SourceEnded | Broken::Source(_)) => {
+                core.count(Counter::AbortsClient);
+                Step::Close
+            }
+            Err(Broken::Refused(reason)) => self.refuse(key, reason),
+            Err(Broken::Sink(_)) => {
+                // The backend may have answered before it went: that answer, not the failed write, decides.
+                exchange.request_broken = true;
+                connections[connection].endpoint.readable = true;
+                Step::Wait
+            }
+        }
+    }
+
+    /// Sends what is left of an interim response's head. `Ok(false)`: the client takes no more now.
+    fn flush_interim(&mut self, key: usize) -> Result<bool, Step> {
+        let Self { core, sessions, connections, .. } = self;
+        let session = &mut sessions[key];
+        let Some(connection) = session.backend else { return Err(Step::Close) };
+        if session.exchange.response.is_flushed() {
+            return Ok(true);
+        }
+        let mut tools = Tools { buffers: &mut core.buffers, pipes: &mut core.pipes, metrics: &core.metrics };
+        let source = &mut connections[connection].endpoint;
+        session.exchange.response.flush(source, &mut session.client, &mut tools).map_err(|_| {
+            tools.metrics.add(Counter::AbortsClient, 1);
+            Step::Close
+        })
+    }
+
+    /// Reads until the head of a response is complete, and passes it on.
+    fn read_response_head(&mut self, key: usize) -> Step {
+        loop {
+            match self.parse_response_head(key) {
+                Ok(Some(head)) => return self.begin_response(key, head),
+                Ok(None) => {}
+                Err(reason) => return self.refuse_response(key, reason),
+            }
+            let Self { core, sessions, connections, .. } = self;
+            let Some(connection) = sessions[key].backend else { return Step::Close };
+            let endpoint = &mut connections[connection].endpoint;
+            if !endpoint.readable {
+                endpoint.release_if_empty(&mut core.buffers);
+                return Step::Wait;
+            }
+            if let Some(buffer) = endpoint.buffer.as_mut()
+                && buffer.end == core.buffers.size()
+            {
+                core.buffers.compact(buffer);
+            }
+            match endpoint.receive(&mut core.buffers) {
+                Ok(Received::Bytes(_)) => sessions[key].exchange.response_begun = true,
+                Ok(Received::Nothing) => {}
+                Ok(Received::Closed) | Err(_) => {
+                    if sessions[key].exchange.response_begun {
+                        return self.refuse_response(key, Reason::HeadTruncated);
+                    }
+                    return self.backend_lost(key, Reason::BackendClosed, false);
+                }
+            }
+        }
+    }
+
+    fn parse_response_head(&mut self, key: usize) -> Result<Option<ResponseHead>, Reason> {
+        let Self { core, sessions, connections, .. } = self;
+        let session = &sessions[key];
+        let Some(connection) = session.backend else { return Ok(None) };
+        let Some(buffer) = connections[connection].endpoint.buffer.as_ref() else { return Ok(None) };
+        let bytes = core.buffers.bytes(buffer, buffer.unscanned..buffer.end);
+        if bytes.is_empty() {
+            return Ok(None);
+        }
+        let method = session.exchange.head.method;
+        let head = parse_response(bytes, &mut core.fields, &core.head_limits, method)?;
+        match head {
+            // RFC 9110 section 7.8: a server must not switch to a protocol that was not asked for.
+            Some(head)
+                if head.status == 101
+                    && !(session.exchange.head.upgrade && core.fields.has(Known::Upgrade)) =>
+            {
+                Err(Reason::UpgradeUnexpected)
+            }
+            head => Ok(head),
+        }
+    }
+
+    fn begin_response(&mut self, key: usize, head: ResponseHead) -> Step {
+        let Self { core, sessions, connections, .. } = self;
+        let session = &mut sessions[key];
+        let Some(connection) = session.backend else { return Step::Close };
+        let exchange = &mut session.exchange;
+        let source = &mut connections[connection].endpoint;
+        let Some(buffer) = source.buffer.as_mut() else { return Step::Close };
+        let old_client = exchange.head.version == Version::Http10;
+        if head.is_interim() {
+            exchange.interim += 1;
+            if exchange.interim > INTERIM_MAX {
+                return self.refuse_response(key, Reason::StatusMalformed);
+            }
+            if old_client {
+                // RFC 9110 section 15.2: no 1xx to a client that does not know it.
+                buffer.unscanned += head.size as usize;
+                (buffer.start, buffer.cleared) = (buffer.unscanned, buffer.unscanned);
+                return Step::Again;
+            }
+        } else {
+            // From here on the request cannot be sent again, so its bytes need not be kept.
+            if let Some(request) = session.client.buffer.as_mut() {
+                request.held = false;
+            }
+            let dechunk = old_client && head.framing == Framing::Chunked;
+            exchange.status = head.status;
+            exchange.response_keep_alive = head.keep_alive;
+            exchange.response_until_close = head.framing == Framing::UntilClose;
+            // An answer before the end of the request: what is still to come of the request would have to be read and thrown
+            // away, so the connection ends with the answer (RFC 9112 section 9.3).
+            exchange.close |=
+                exchange.response_until_close || dechunk || !exchange.request_done || core.draining;
+            let ledger = Ledger::new(head.framing, core.trailer_limits);
+            exchange.response = Flow::new(ledger, exchange.mode, core.settings.splice_size_min, dechunk);
+            exchange.response_head_done = true;
+        }
+        let bytes = core.buffers.bytes(buffer, buffer.unscanned..buffer.end);
+        let final_response = !head.is_interim();
+        let edit = ResponseEdit {
+            via: &core.via,
+            close: final_response && exchange.close,
+            old_client: final_response && old_client,
+            dechunk: final_response && old_client && head.framing == Framing::Chunked,
+        };
+        edit_response(bytes, &head, &core.fields, &edit, &mut core.edit);
+        let mut tools = Tools { buffers: &mut core.buffers, pipes: &mut core.pipes, metrics: &core.metrics };
+        let size = head.size as usize;
+        match exchange.response.send_head(&core.edit, size, source, &mut session.client, &mut tools) {
+            Ok(()) => {}
+            Err(Broken::Refused(reason)) => return self.refuse_response(key, reason),
+            Err(_) => {
+                core.count(Counter::AbortsClient);
+                return Step::Close;
+            }
+        }
+        if head.status == 101 {
+            return self.open_upgrade_tunnel(key);
+        }
+        if final_response && !exchange.response.ledger.is_settled() {
+            let body_idle_ms = core.settings.timeouts.body_idle_ms;
+            self.deadline(key, body_idle_ms);
+        }
+        Step::Again
+    }
+
+    fn pump_response(&mut self, key: usize) -> Step {
+        let Self { core, sessions, connections, .. } = self;
+        let session = &mut sessions[key];
+        let Some(connection) = session.backend else { return Step::Close };
+        let exchange = &mut session.exchange;
+        let before = exchange.response.moved();
+        let mut tools = Tools { buffers: &mut core.buffers, pipes: &mut core.pipes, metrics: &core.metrics };
+        let source = &mut connections[connection].endpoint;
+        let progress = exchange.response.pump(source, &mut session.client, &mut tools);
+        let moved = exchange.response.moved() != before;
+        match progress {
+            Ok(Progress::Done) => self.complete(key),
+            Ok(progress) => {
+                if moved {
+                    let body_idle_ms = core.settings.timeouts.body_idle_ms;
+                    self.deadline(key, body_idle_ms);
+                }
+                if progress == Progress::Yielded { Step::Yield } else { Step::Wait }
+            }
+            Err(Broken::Sink(_)) => {
+                core.count(Counter::AbortsClient);
+                Step::Close
+            }
+            Err(Broken::Refused(reason)) => {
+                core.refused(Peer::Backend, reason);
+                core.count(Counter::AbortsBackend);
+                Step::Reset
+            }
+            Err(Broken::SourceEnded | Broken::Source(_)) => {
+                core.refused(Peer::Backend, Reason::BodyTruncated);
+                core.count(Counter::AbortsBackend);
+                Step::Reset
+            }
+        }
+    }
+
+    /// The response has been passed on whole.
+    fn complete(&mut self, key: usize) -> Step {
+        let session = &self.sessions[key];
+        let exchange = &session.exchange;
+        let settled = exchange.request_done;
+        let close = exchange.close;
+        self.finish_exchange(key, settled);
+        let session = &mut self.sessions[key];
+        if let Some(buffer) = session.client.buffer.as_mut() {
+            buffer.held = false;
+        }
+        if !close && settled {
+            session.phase = Phase::Head;
+            session.first_byte_us = 0;
+            return Step::Again;
+        }
+        self.close_gently(key, settled)
+    }
+
+    /// Counts an exchange out and parts with the backend: its connection goes back to the pool where both messages have ended
+    /// and `settled` says that the request had.
+    pub(super) fn finish_exchange(&mut self, key: usize, settled: bool) {
+        let Self { core, sessions, connections, .. } = self;
+        let session = &mut sessions[key];
+        let exchange = &mut session.exchange;
+        if let Some(connection) = session.backend.take() {
+            let reusable = settled
+                && exchange.response_head_done
+                && exchange.response.ledger.is_settled()
+                && exchange.response.is_flushed()
+                && exchange.response_keep_alive
+                && exchange.status != 101;
+            if reusable {
+                connection::retire(core, connections, connection);
+            } else {
+                connection::close(core, connections, connection);
+            }
+        }
+        if !exchange.active {
+            return;
+        }
+        exchange.active = false;
+        exchange.bytes += exchange.response.moved();
+        exchange.request.finish(&mut core.tools());
+        exchange.response.finish(&mut core.tools());
+        core.gauge(Counter::RequestsActive, false);
+        let upstream = exchange.upstream.take();
+        if let Some(upstream) = upstream {
+            core.upstreams[upstream as usize].active -= 1;
+        }
+        let micros = core.now.us.saturating_sub(session.first_byte_us);
+        if exchange.status != 0 {
+            core.count(Counter::Requests);
+            core.count(match exchange.status / 100 {
+                1 => Counter::Responses1xx,
+                2 => Counter::Responses2xx,
+                3 => Counter::Responses3xx,
+                4 => Counter::Responses4xx,
+                _ => Counter::Responses5xx,
+            });
+            core.metrics.latency(micros);
+        }
+        if core.log.is_enabled() {
+            let backend = upstream.map_or(&b""[..], |upstream| &core.upstreams[upstream as usize].text);
+            core.log.write(key, session, backend, micros, &core.metrics);
+        }
+    }
+}

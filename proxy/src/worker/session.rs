@@ -1,0 +1,215 @@
+//! A client connection and the request it carries.
+
+use std::fmt::Write as _;
+use std::net::{IpAddr, SocketAddr};
+
+use underpass_command::state::RedirectMode;
+
+use crate::forward::{Endpoint, Flow, Ledger};
+use crate::http1::{Framing, Method, Reason, RequestHead, Span, Target, Version};
+
+/// Buffers that one request can need at once: what came from the client, what came from the backend, and an edited head
+/// on the way to each.
+pub(super) const BUFFERS_PER_REQUEST: u32 = 4;
+/// Sessions beyond the limit of connections, which only tell a client that it came too late.
+pub(super) const OVERFLOW: usize = 128;
+
+/// What a session waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Phase {
+    /// The head of a request.
+    Head,
+    /// A connection to the backend.
+    Connecting,
+    /// The request to be sent and the response to come.
+    Exchange,
+    /// An answer of our own to be sent.
+    Reply,
+    /// Bytes of a tunnel.
+    Tunnel,
+    /// The client to close.
+    Linger,
+}
+
+/// What to do after a step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Step {
+    /// Go on with the phase that the session is in now.
+    Again,
+    /// Wait for an event or the deadline.
+    Wait,
+    /// Let others have their turn, then go on.
+    Yield,
+    /// The connection is at its end.
+    Close,
+    /// The connection must end with a reset, so that the client does not take what it has for the whole.
+    Reset,
+}
+
+/// An IP address as text, made once for each connection.
+#[derive(Clone, Copy)]
+pub(super) struct AddressText {
+    bytes: [u8; 45],
+    length: u8,
+}
+
+impl AddressText {
+    pub(super) fn new(address: IpAddr) -> Self {
+        // An IPv4 client of an IPv6 socket is an IPv4 client.
+        let mut text = Self { bytes: [0; 45], length: 0 };
+        // 45 bytes hold the longest address (INET6_ADDRSTRLEN less its NUL), so this cannot fail.
+        let _ = write!(text, "{}", address.to_canonical());
+        text
+    }
+
+    pub(super) fn as_bytes(&self) -> &[u8] {
+        &self.bytes[..usize::from(self.length)]
+    }
+}
+
+impl std::fmt::Write for AddressText {
+    fn write_str(&mut self, part: &str) -> std::fmt::Result {
+        let start = usize::from(self.length);
+        let room = self.bytes.get_mut(start..start + part.len()).ok_or(std::fmt::Error)?;
+        room.copy_from_slice(part.as_bytes());
+        self.length = u8::try_from(start + part.len()).map_err(|_| std::fmt::Error)?;
+        Ok(())
+    }
+}
+
+/// A client connection.
+pub(super) struct Session {
+    pub(super) client: Endpoint,
+    pub(super) listener: u16,
+    pub(super) phase: Phase,
+    pub(super) address: AddressText,
+    /// Requests begun on this connection.
+    pub(super) requests: u32,
+    /// Key of the connection to the backend.
+    pub(super) backend: Option<usize>,
+    pub(super) exchange: Exchange,
+    /// Whether buffers are reserved for it.
+    pub(super) reserved: bool,
+    /// Whether it stands in the list of runnable sessions.
+    pub(super) queued: bool,
+    /// Bytes of the head that have been parsed in vain.
+    pub(super) parsed: usize,
+    /// When the first byte of the request came.
+    pub(super) first_byte_us: u64,
+    /// What is left of the bytes a lingering client may still send.
+    pub(super) linger_left: usize,
+}
+
+impl Session {
+    pub(super) fn new(client: Endpoint, listener: u16, peer: SocketAddr) -> Self {
+        Self {
+            client,
+            listener,
+            phase: Phase::Head,
+            address: AddressText::new(peer.ip()),
+            requests: 0,
+            backend: None,
+            exchange: Exchange::none(),
+            reserved: false,
+            queued: false,
+            parsed: 0,
+            first_byte_us: 0,
+            linger_left: 0,
+        }
+    }
+}
+
+/// A request and its response.
+pub(super) struct Exchange {
+    /// A request is under way: it must be counted out.
+    pub(super) active: bool,
+    pub(super) head: RequestHead,
+    /// Where the request's head begins in the client's buffer, while it is held.
+    pub(super) head_start: usize,
+    pub(super) cluster: u32,
+    /// Index of the backend; `None` before one was chosen.
+    pub(super) upstream: Option<u32>,
+    pub(super) id: [u8; 32],
+    /// Client to backend.
+    pub(super) request: Flow,
+    /// Backend to client.
+    pub(super) response: Flow,
+    pub(super) mode: RedirectMode,
+    /// Times a backend was tried.
+    pub(super) attempts: u8,
+    /// The connection to the backend had carried a request before.
+    pub(super) reused: bool,
+    /// All of the request was sent.
+    pub(super) request_done: bool,
+    /// The backend takes no more of the request; its response may still come.
+    pub(super) request_broken: bool,
+    /// A byte of a response has come.
+    pub(super) response_begun: bool,
+    /// The head of the final response has been passed on.
+    pub(super) response_head_done: bool,
+    pub(super) response_keep_alive: bool,
+    /// The body of the response ends with the connection.
+    pub(super) response_until_close: bool,
+    /// The client's connection ends with this response.
+    pub(super) close: bool,
+    /// Interim responses passed on.
+    pub(super) interim: u8,
+    pub(super) status: u16,
+    /// Why the proxy answered itself.
+    pub(super) reason: Option<Reason>,
+    /// Body bytes sent to the client.
+    pub(super) bytes: u64,
+}
+
+impl Exchange {
+    /// The state between requests.
+    pub(super) fn none() -> Self {
+        let head = RequestHead {
+            size: 0,
+            method: Method::Other,
+            method_span: Span::default(),
+            target_span: Span::default(),
+            target: Target::Origin,
+            version: Version::Http11,
+            host: Span::default(),
+            framing: Framing::None,
+            keep_alive: false,
+            expects_continue: false,
+            upgrade: false,
+        };
+        Self {
+            active: false,
+            head,
+            head_start: 0,
+            cluster: 0,
+            upstream: None,
+            id: [0; 32],
+            request: Flow::idle(),
+            response: Flow::idle(),
+            mode: RedirectMode::Copy,
+            attempts: 0,
+            reused: false,
+            request_done: false,
+            request_broken: false,
+            response_begun: false,
+            response_head_done: false,
+            response_keep_alive: false,
+            response_until_close: false,
+            close: false,
+            interim: 0,
+            status: 0,
+            reason: None,
+            bytes: 0,
+        }
+    }
+
+    /// The beginning of a request.
+    pub(super) fn begin(head: RequestHead, head_start: usize) -> Self {
+        Self { active: true, head, head_start, close: !head.keep_alive, ..Self::none() }
+    }
+
+    /// The flow of the request's body, from its start.
+    pub(super) fn request_flow(&self, limits: crate::forward::TrailerLimits, splice_size_min: u64) -> Flow {
+        Flow::new(Ledger::new(self.head.framing, limits), self.mode, splice_size_min, false)
+    }
+}

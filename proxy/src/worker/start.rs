@@ -1,0 +1,144 @@
+//! How a worker comes to be: the supervisor's first messages, the core it is pinned to, the privileges it gives up.
+
+use std::io;
+use std::os::fd::{AsFd, FromRawFd, OwnedFd};
+use std::process::ExitCode;
+
+use anyhow::{Context, anyhow, bail};
+use mio::unix::SourceFd;
+use mio::{Interest, Poll};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use underpass_command::state::Settings;
+use underpass_loader::WorkerSlot;
+
+use super::CONTROL_FD;
+use super::connection::CONTROL;
+use super::control::apply;
+use super::core::Core;
+use super::event_loop::{Ended, Worker};
+use super::log::AccessLog;
+use super::session::OVERFLOW;
+use crate::ipc::{Channel, ToSupervisor, ToWorker};
+use crate::metrics::Block;
+
+/// How long the supervisor may take between two messages at start.
+const START_TIMEOUT_MS: u16 = 10_000;
+
+/// What a worker gives up before it serves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Confinement {
+    /// It is pinned to its core, becomes the configured user, and drops every capability.
+    Full,
+    /// Nothing: for a worker inside a process that does other things too, such as a test.
+    None,
+}
+
+/// The whole life of a worker process, whose control channel is at [`CONTROL_FD`].
+pub fn run_from_environment() -> ExitCode {
+    // SAFETY: by the contract with the supervisor this descriptor is the control channel, and nobody else in this
+    // process, which has just begun, owns it.
+    let control = unsafe { OwnedFd::from_raw_fd(CONTROL_FD) };
+    match serve(Channel::from_fd(control), Confinement::Full) {
+        Ok(_) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("underpass worker: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Serves on this thread what the supervisor at the other end of the channel says, until it says to stop.
+///
+/// # Errors
+/// What kept the worker from starting; the supervisor has been told the same.
+pub fn serve(channel: Channel, confinement: Confinement) -> anyhow::Result<Ended> {
+    let mut worker = match start(channel.as_fd().try_clone_to_owned()?, confinement) {
+        Ok(worker) => worker,
+        Err(error) => {
+            let _ = channel.send(&ToSupervisor::Refused { reason: format!("{error:#}") }, &[]);
+            return Err(error);
+        }
+    };
+    drop(channel);
+    Ok(worker.run()?)
+}
+
+fn start(control: OwnedFd, confinement: Confinement) -> anyhow::Result<Worker> {
+    let mut channel = Channel::from_fd(control);
+    let (hello, descriptors) = next(&channel)?;
+    let ToWorker::Hello { index, cpu, generation, access_log, steering, seed, settings } = hello else {
+        bail!("the first message from the supervisor was not the greeting");
+    };
+    let mut descriptors = descriptors.into_iter();
+    let mut descriptor = |what: &str| descriptors.next().ok_or_else(|| anyhow!("the {what} was not passed"));
+    let metrics = Block::map(descriptor("metrics memory")?)?;
+    let pipe = if access_log { Some(descriptor("access log")?) } else { None };
+    let slot =
+        if steering { Some(WorkerSlot::map(descriptor("steering map")?.as_fd(), index)?) } else { None };
+    if confinement == Confinement::Full {
+        pin(cpu)?;
+    }
+    let poll = Poll::new().context("epoll")?;
+    let registry = poll.registry().try_clone().context("epoll")?;
+    let sessions = settings.limits.connections as usize + OVERFLOW;
+    let log = AccessLog::new(pipe, settings.log.access, sessions);
+    let mut core = Core::new(registry, *settings, metrics, log, seed);
+    loop {
+        match next(&channel)? {
+            (ToWorker::Run, _) => break,
+            (message, descriptors) => {
+                apply(&mut core, message, descriptors).map_err(|reason| anyhow!(reason))?;
+            }
+        }
+    }
+    if confinement == Confinement::Full {
+        super::privileges::drop_all(&core.settings.user)?;
+    }
+    poll.registry().register(&mut SourceFd(&raw_fd(&channel)), CONTROL, Interest::READABLE)?;
+    if let Some(slot) = &slot {
+        slot.start(generation, overload(&core.settings));
+    }
+    channel = tell_running(channel)?;
+    Ok(Worker::new(core, poll, channel, slot))
+}
+
+/// Steering looks for another worker a little before this one must refuse.
+fn overload(settings: &Settings) -> u32 {
+    settings.limits.connections - settings.limits.connections / 16
+}
+
+fn raw_fd(channel: &Channel) -> std::os::fd::RawFd {
+    std::os::fd::AsRawFd::as_raw_fd(&channel.as_fd())
+}
+
+fn tell_running(channel: Channel) -> io::Result<Channel> {
+    channel.send(&ToSupervisor::Running { pid: std::process::id() }, &[])?;
+    Ok(channel)
+}
+
+/// The next message; waits for it.
+fn next(channel: &Channel) -> anyhow::Result<(ToWorker, Vec<OwnedFd>)> {
+    loop {
+        match channel.receive() {
+            Ok(Some(message)) => return Ok(message),
+            Ok(None) => bail!("the supervisor closed the control channel"),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error).context("control channel"),
+        }
+        let mut waited = [PollFd::new(channel.as_fd(), PollFlags::POLLIN)];
+        match poll(&mut waited, PollTimeout::from(START_TIMEOUT_MS)) {
+            Ok(0) => bail!("the supervisor said nothing for {START_TIMEOUT_MS} ms"),
+            Ok(_) | Err(nix::Error::EINTR) => {}
+            Err(error) => return Err(error).context("control channel"),
+        }
+    }
+}
+
+fn pin(cpu: Option<u16>) -> anyhow::Result<()> {
+    let Some(cpu) = cpu else { return Ok(()) };
+    if core_affinity::set_for_current(core_affinity::CoreId { id: usize::from(cpu) }) {
+        return Ok(());
+    }
+    bail!("cannot be pinned to CPU {cpu}; is it in this process's affinity mask?")
+}

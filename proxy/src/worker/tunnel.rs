@@ -1,0 +1,91 @@
+//! Tunnels: after 101 (RFC 9110 section 7.8) and after CONNECT (section 9.3.6) bytes pass both ways as they are.
+
+use super::event_loop::Worker;
+use super::session::{Phase, Step};
+use crate::forward::{Flow, Ledger, Progress, Tools};
+use crate::http1::Framing;
+use crate::metrics::Counter;
+
+impl Worker {
+    /// The backend has agreed to switch protocols, and its head is on the way to the client.
+    pub(super) fn open_upgrade_tunnel(&mut self, key: usize) -> Step {
+        let exchange = &mut self.sessions[key].exchange;
+        let mode = exchange.mode;
+        let ledger = Ledger::new(Framing::UntilClose, self.core.trailer_limits);
+        // The rest of the 101 head may still be under way in this flow, so it goes on with it.
+        exchange.response.ledger = ledger.clone();
+        exchange.response.set_mode(mode, self.core.settings.splice_size_min);
+        exchange.request = Flow::new(ledger, mode, self.core.settings.splice_size_min, false);
+        exchange.response_head_done = true;
+        self.begin_tunnel(key)
+    }
+
+    /// The connection that CONNECT asked for is there: the proxy itself answers.
+    pub(super) fn open_connect_tunnel(&mut self, key: usize) -> Step {
+        let session = &mut self.sessions[key];
+        let exchange = &mut session.exchange;
+        let ledger = Ledger::new(Framing::UntilClose, self.core.trailer_limits);
+        let size_min = self.core.settings.splice_size_min;
+        exchange.response = Flow::new(ledger.clone(), exchange.mode, size_min, false);
+        exchange.request = Flow::new(ledger, exchange.mode, size_min, false);
+        exchange.response.push_own(b"HTTP/1.1 200 Connection Established\r\n\r\n", &mut self.core.buffers);
+        exchange.response_head_done = true;
+        exchange.status = 200;
+        if let Some(buffer) = session.client.buffer.as_mut() {
+            buffer.unscanned = exchange.head_start + exchange.head.size as usize;
+            (buffer.start, buffer.cleared) = (buffer.unscanned, buffer.unscanned);
+            buffer.held = false;
+        }
+        self.begin_tunnel(key)
+    }
+
+    fn begin_tunnel(&mut self, key: usize) -> Step {
+        self.core.count(Counter::Tunnels);
+        self.core.gauge(Counter::TunnelsActive, true);
+        let session = &mut self.sessions[key];
+        session.phase = Phase::Tunnel;
+        session.exchange.close = true;
+        session.exchange.request_done = false;
+        let tunnel_idle_ms = self.core.settings.timeouts.tunnel_idle_ms;
+        self.deadline(key, tunnel_idle_ms);
+        Step::Again
+    }
+
+    /// Moves what can be moved both ways. Each side's end is passed on when its bytes have been (half-close).
+    pub(super) fn tunnel(&mut self, key: usize) -> Step {
+        let Self { core, sessions, connections, .. } = self;
+        let session = &mut sessions[key];
+        let Some(connection) = session.backend else { return Step::Close };
+        let backend = &mut connections[connection].endpoint;
+        let exchange = &mut session.exchange;
+        let before = exchange.request.moved() + exchange.response.moved();
+        let mut tools = Tools { buffers: &mut core.buffers, pipes: &mut core.pipes, metrics: &core.metrics };
+        let mut yielded = false;
+        for upward in [true, false] {
+            let (flow, source, sink) = if upward {
+                (&mut exchange.request, &mut session.client, &mut *backend)
+            } else {
+                (&mut exchange.response, &mut *backend, &mut session.client)
+            };
+            let open = !flow.ledger.is_settled() || !flow.is_flushed();
+            if !open {
+                continue;
+            }
+            match flow.pump(source, sink, &mut tools) {
+                Ok(Progress::Done) => sink.shutdown_write(),
+                Ok(Progress::Yielded) => yielded = true,
+                Ok(Progress::Starved | Progress::Blocked) => {}
+                Err(_) => return Step::Reset,
+            }
+        }
+        let ended = exchange.request.ledger.is_settled() && exchange.response.ledger.is_settled();
+        if ended && exchange.request.is_flushed() && exchange.response.is_flushed() {
+            return Step::Close;
+        }
+        if exchange.request.moved() + exchange.response.moved() != before {
+            let tunnel_idle_ms = core.settings.timeouts.tunnel_idle_ms;
+            self.deadline(key, tunnel_idle_ms);
+        }
+        if yielded { Step::Yield } else { Step::Wait }
+    }
+}
