@@ -2,6 +2,12 @@
 
 use std::process::ExitCode;
 
+use underpass::worker;
+
 fn main() -> ExitCode {
+    // The supervisor executes this same file once more for each worker.
+    if std::env::args_os().nth(1).is_some_and(|argument| argument == worker::WORKER_ARGUMENT) {
+        return worker::run_from_environment();
+    }
     underpass::cli::main()
 }

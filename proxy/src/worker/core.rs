@@ -74,8 +74,6 @@ pub(super) struct Core {
     pub(super) fields: Fields,
     /// The head that was edited last.
     pub(super) edit: Edit,
-    /// `1.1 name`, as Via fields have it; empty when Via is left alone.
-    pub(super) via: Vec<u8>,
     pub(super) routes: Table,
     pub(super) listeners: Vec<Listening>,
     pub(super) clusters: Vec<Cluster>,
@@ -105,8 +103,6 @@ impl Core {
             0 => limits.connections.saturating_mul(super::session::BUFFERS_PER_REQUEST),
             set => set.max(super::session::BUFFERS_PER_REQUEST),
         };
-        let via =
-            if settings.via.is_empty() { Vec::new() } else { format!("1.1 {}", settings.via).into_bytes() };
         Self {
             registry,
             buffers: BufferPool::new(buffers, limits.buffer_size as usize),
@@ -125,7 +121,6 @@ impl Core {
             },
             fields: Fields::with_capacity(limits.header_count_max),
             edit: Edit::with_capacity(limits.head_size_max, limits.header_count_max),
-            via,
             routes: Table::default(),
             listeners: Vec::new(),
             clusters: Vec::new(),

@@ -262,7 +262,7 @@ impl Worker {
             client: session.address.as_bytes(),
             port: &listener.port,
             backend: &core.upstreams[upstream].text,
-            via: &core.via,
+            via_name: core.settings.via.as_bytes(),
             x_forwarded: listener.configured.x_forwarded,
             forwarded: listener.configured.forwarded,
             request_id: listener.configured.request_id,

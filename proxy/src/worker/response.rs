@@ -201,7 +201,7 @@ impl Worker {
         let bytes = core.buffers.bytes(buffer, buffer.unscanned..buffer.end);
         let final_response = !head.is_interim();
         let edit = ResponseEdit {
-            via: &core.via,
+            via_name: core.settings.via.as_bytes(),
             close: final_response && exchange.close,
             old_client: final_response && old_client,
             dechunk: final_response && old_client && head.framing == Framing::Chunked,
