@@ -2,6 +2,7 @@
 
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::mpsc::{self, Sender};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::{self, JoinHandle};
 
@@ -83,6 +84,20 @@ impl Backend {
     #[track_caller]
     pub fn answering(response: impl AsRef<[u8]> + Send + Sync + 'static) -> Self {
         Self::start(move |connection| connection.answer_all(&response))
+    }
+
+    /// Starts one that reads a request, waits until it may answer, and answers with these bytes. Each value sent lets one answer
+    /// go; when the sender is dropped, connections end without an answer.
+    #[track_caller]
+    pub fn holding(response: impl AsRef<[u8]> + Send + Sync + 'static) -> (Self, Sender<()>) {
+        let (permit, permits) = mpsc::channel();
+        let permits = Mutex::new(permits);
+        let backend = Self::start(move |connection| {
+            while connection.request().is_some() && lock(&permits).recv().is_ok() {
+                connection.peer.send(&response);
+            }
+        });
+        (backend, permit)
     }
 
     /// Where it listens.

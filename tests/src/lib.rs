@@ -6,7 +6,9 @@
 
 pub mod backend;
 pub mod body;
+pub mod curl;
 pub mod message;
+pub mod nginx;
 pub mod peer;
 pub mod ports;
 pub mod proxy;
@@ -21,3 +23,9 @@ pub use peer::Peer;
 pub use proxy::Proxy;
 pub use skip::{is_root, skip};
 pub use wait::{PATIENCE, until};
+
+/// A request that any listener with a default cluster serves.
+pub const GET: &str = "GET / HTTP/1.1\r\nHost: a\r\n\r\n";
+
+/// A small response.
+pub const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";

@@ -93,6 +93,12 @@ impl Peer {
     /// Ends the connection with a reset.
     #[track_caller]
     pub fn reset(self) {
+        self.reset_on_close();
+    }
+
+    /// The connection will end with a reset when this value is dropped.
+    #[track_caller]
+    pub fn reset_on_close(&self) {
         SockRef::from(&*self.stream).set_linger(Some(Duration::ZERO)).expect("SO_LINGER");
     }
 

@@ -16,6 +16,9 @@ use underpass_command::state::{Backend, Cluster, Listener, RedirectMode, State, 
 
 use crate::wait::{PATIENCE, until, until_within};
 
+/// The redirect modes of which every semantic is tested.
+pub const MODES: [RedirectMode; 2] = [RedirectMode::Copy, RedirectMode::Splice];
+
 /// Gauges that are 0 when nothing is under way.
 const GAUGES: &[&str] =
     &["connections_active", "requests_active", "buffers_used", "pipes_used", "tunnels_active"];
@@ -55,10 +58,13 @@ impl Setup {
         self
     }
 
-    /// Sets the redirect mode of the process.
+    /// Sets the redirect mode of the process; no body is too small for it.
     #[must_use]
     pub fn redirect(self, mode: RedirectMode) -> Self {
-        self.with(|state| state.settings.redirect = mode)
+        self.with(|state| {
+            state.settings.redirect = mode;
+            state.settings.splice_size_min = 1;
+        })
     }
 
     /// Changes anything.

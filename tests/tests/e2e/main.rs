@@ -1,5 +1,9 @@
 //! End to end over real sockets: semantics, bodies, failures, limits.
 
+mod bodies;
+mod failures;
+mod lifecycle;
+mod limits;
 mod refusals;
 mod responses;
 mod scripts;

@@ -5,9 +5,7 @@ use std::time::Duration;
 
 use underpass_command::state::{PathMatch, Route};
 use underpass_tests::proxy::Setup;
-use underpass_tests::{Backend, Peer, Proxy};
-
-const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
+use underpass_tests::{Backend, OK, Peer, Proxy};
 
 /// A request, and what it is refused with.
 struct Case {

@@ -48,9 +48,7 @@ scripts! {
 }
 
 fn play_in(mode: RedirectMode, name: &str, configure: impl FnOnce(&mut State)) {
-    play(&format!("{name}.vtc"), |setup: Setup| {
-        setup.redirect(mode).with(|state| state.settings.splice_size_min = 1).with(configure)
-    });
+    play(&format!("{name}.vtc"), |setup: Setup| setup.redirect(mode).with(configure));
 }
 
 /// What the backend is told of the client.

@@ -1,10 +1,7 @@
 //! What a message keeps and loses on its way, to the byte.
 
-use underpass_command::state::RedirectMode;
-use underpass_tests::proxy::Setup;
-use underpass_tests::{Backend, Peer, Proxy};
-
-const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
+use underpass_tests::proxy::{MODES, Setup};
+use underpass_tests::{Backend, OK, Peer, Proxy};
 
 /// A setup that adds no fields of its own.
 fn transparent(backend: &Backend) -> Setup {
@@ -15,8 +12,6 @@ fn transparent(backend: &Backend) -> Setup {
         state.listeners[0].request_id = RequestId::Off;
     })
 }
-
-const BOTH_MODES: [RedirectMode; 2] = [RedirectMode::Copy, RedirectMode::Splice];
 
 #[test]
 fn a_head_that_needs_no_edit_arrives_byte_for_byte() {
@@ -39,7 +34,7 @@ fn a_head_that_needs_no_edit_arrives_byte_for_byte() {
 
 #[test]
 fn the_way_the_bytes_are_cut_into_segments_changes_nothing() {
-    for mode in BOTH_MODES {
+    for mode in MODES {
         let backend = Backend::start(|connection| {
             while let Some(request) = connection.request() {
                 let body = request.text().to_uppercase();
@@ -77,7 +72,7 @@ fn the_way_the_bytes_are_cut_into_segments_changes_nothing() {
 
 #[test]
 fn trailers_pass_in_both_directions() {
-    for mode in BOTH_MODES {
+    for mode in MODES {
         let backend = Backend::answering(
             "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nTrailer: X-Sum, X-Other\r\n\r\n\
             2\r\nok\r\n0\r\nX-Sum: abc\r\nX-Other:\r\n\r\n",
@@ -157,7 +152,7 @@ fn a_client_that_has_sent_all_it_will_send_still_gets_its_answer() {
 /// The connection cannot be kept, since the rest of the upload was never read; the answer must arrive all the same.
 #[test]
 fn an_answer_before_the_end_of_the_upload_is_delivered() {
-    for mode in BOTH_MODES {
+    for mode in MODES {
         let backend = Backend::start(|connection| {
             let head = connection.peer.head();
             assert_eq!(head.method(), "POST");
@@ -266,24 +261,8 @@ fn backends_take_turns() {
 
 #[test]
 fn the_least_loaded_backend_is_chosen() {
-    use std::sync::{Mutex, mpsc};
-    // Each backend answers one request for each permission it is given.
-    let holding = || {
-        let (permit, permits) = mpsc::channel::<()>();
-        let permits = Mutex::new(permits);
-        let backend = Backend::start(move |connection| {
-            while connection.request().is_some() {
-                let permitted = permits.lock().expect("a mutex").recv();
-                if permitted.is_err() {
-                    return;
-                }
-                connection.peer.send(OK);
-            }
-        });
-        (backend, permit)
-    };
-    let (one, permit_one) = holding();
-    let (two, permit_two) = holding();
+    let (one, permit_one) = Backend::holding(OK);
+    let (two, permit_two) = Backend::holding(OK);
     let proxy = Setup::to(&[one.address(), two.address()])
         .with(|state| state.clusters[0].balance = underpass_command::state::Balance::LeastLoaded)
         .start();

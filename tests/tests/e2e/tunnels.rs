@@ -1,16 +1,14 @@
 //! Connections that change their protocol: Upgrade and CONNECT become tunnels, both directions by the redirect mode.
 
-use underpass_command::state::{RedirectMode, Route};
+use underpass_command::state::Route;
 use underpass_tests::body::Content;
-use underpass_tests::proxy::Setup;
+use underpass_tests::proxy::{MODES, Setup};
 use underpass_tests::{Backend, Peer};
 
 const UPGRADE: &str = "GET /chat HTTP/1.1\r\nHost: a\r\nConnection: keep-alive, Upgrade\r\nUpgrade: websocket\r\n\
     Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
 const SWITCHED: &str = "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
     Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n";
-
-const BOTH_MODES: [RedirectMode; 2] = [RedirectMode::Copy, RedirectMode::Splice];
 
 /// A backend that switches protocols, then sends back whatever comes until the client's end, then says goodbye.
 fn echo() -> Backend {
@@ -32,7 +30,7 @@ fn echo() -> Backend {
 
 #[test]
 fn an_upgraded_connection_carries_bytes_both_ways_and_keeps_half_close() {
-    for mode in BOTH_MODES {
+    for mode in MODES {
         let backend = echo();
         let proxy = Setup::to(&[backend.address()]).redirect(mode).start();
         let mut client = Peer::connect(proxy.address());
@@ -59,7 +57,7 @@ fn an_upgraded_connection_carries_bytes_both_ways_and_keeps_half_close() {
 
 #[test]
 fn what_follows_the_switch_in_the_same_segment_is_not_lost() {
-    for mode in BOTH_MODES {
+    for mode in MODES {
         let backend = Backend::start(|connection| {
             let Some(_) = connection.request() else { return };
             connection.peer.send(format!("{SWITCHED}first words of the server"));
@@ -78,7 +76,7 @@ fn what_follows_the_switch_in_the_same_segment_is_not_lost() {
 
 #[test]
 fn the_servers_half_close_reaches_the_client_and_the_client_can_go_on() {
-    for mode in BOTH_MODES {
+    for mode in MODES {
         let backend = Backend::start(|connection| {
             let Some(_) = connection.request() else { return };
             connection.peer.send(format!("{SWITCHED}done"));
@@ -113,7 +111,7 @@ fn an_upgrade_that_the_backend_declines_stays_http() {
 
 #[test]
 fn a_tunnel_whose_client_resets_ends_at_the_backend_too() {
-    for mode in BOTH_MODES {
+    for mode in MODES {
         let backend = Backend::start(|connection| {
             let Some(_) = connection.request() else { return };
             connection.peer.send(SWITCHED);
@@ -151,7 +149,7 @@ fn a_tunnel_on_which_nothing_moves_ends_at_its_deadline() {
 
 #[test]
 fn connect_opens_a_tunnel_where_a_route_allows_it() {
-    for mode in BOTH_MODES {
+    for mode in MODES {
         let backend = Backend::start(|connection| {
             let Some(request) = connection.request() else { return };
             assert_eq!(request.start, "CONNECT db.example:5432 HTTP/1.1");
