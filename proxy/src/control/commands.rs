@@ -245,19 +245,12 @@ pub(super) fn redirect_status(state: &State) -> RedirectStatus {
 
 #[cfg(test)]
 mod tests {
-    use underpass_command::state::{Balance, Cluster};
+    use underpass_command::state::Cluster;
 
     use super::*;
 
     fn state() -> State {
-        let cluster = Cluster {
-            name: "app".into(),
-            balance: Balance::RoundRobin,
-            redirect: None,
-            chunked_requests: true,
-            backends: Vec::new(),
-        };
-        State { clusters: vec![cluster], ..State::default() }
+        State { clusters: vec![Cluster::new("app")], ..State::default() }
     }
 
     #[test]

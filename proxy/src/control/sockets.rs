@@ -134,22 +134,7 @@ pub(crate) fn reachable(address: SocketAddr) -> SocketAddr {
 mod tests {
     use std::net::{TcpListener, TcpStream};
 
-    use underpass_command::state::{AtLimit, ForwardedFields, RequestId};
-
     use super::*;
-
-    fn listener(name: &str, address: SocketAddr) -> Listener {
-        Listener {
-            name: name.into(),
-            address,
-            default_cluster: None,
-            redirect: None,
-            x_forwarded: ForwardedFields::Off,
-            forwarded: ForwardedFields::Off,
-            request_id: RequestId::Off,
-            at_limit: AtLimit::Refuse,
-        }
-    }
 
     fn any_port() -> SocketAddr {
         "127.0.0.1:0".parse().expect("an address")
@@ -157,7 +142,7 @@ mod tests {
 
     #[test]
     fn every_worker_has_a_socket_on_the_same_port() {
-        let opened = open(&[listener("web", any_port())], 3, 16).expect("loopback");
+        let opened = open(&[Listener::new("web", any_port())], 3, 16).expect("loopback");
         assert_eq!(opened[0].sockets.len(), 3);
         assert_ne!(opened[0].address.port(), 0);
         for socket in &opened[0].sockets {
@@ -171,9 +156,9 @@ mod tests {
     #[test]
     fn an_address_in_use_is_refused_even_if_it_is_shared() {
         let plain = TcpListener::bind(any_port()).expect("loopback");
-        let shared = open(&[listener("first", any_port())], 2, 16).expect("loopback");
+        let shared = open(&[Listener::new("first", any_port())], 2, 16).expect("loopback");
         for taken in [plain.local_addr().expect("bound"), shared[0].address] {
-            let error = open(&[listener("web", taken)], 2, 16).expect_err("in use").to_string();
+            let error = open(&[Listener::new("web", taken)], 2, 16).expect_err("in use").to_string();
             assert!(error.starts_with(&format!("listener \"web\": address {taken}: in use")), "{error}");
         }
     }
@@ -182,7 +167,7 @@ mod tests {
     fn nothing_listens_when_one_address_cannot_be_had() {
         let taken = TcpListener::bind(any_port()).expect("loopback");
         let free = TcpListener::bind(any_port()).expect("loopback").local_addr().expect("bound");
-        let both = [listener("free", free), listener("taken", taken.local_addr().expect("bound"))];
+        let both = [Listener::new("free", free), Listener::new("taken", taken.local_addr().expect("bound"))];
         open(&both, 1, 16).expect_err("in use");
         assert!(TcpStream::connect(free).is_err());
     }
@@ -191,7 +176,7 @@ mod tests {
     fn a_foreign_address_says_so() {
         // TEST-NET-1, RFC 5737: no interface has it.
         let address = "192.0.2.1:0".parse().expect("an address");
-        let error = open(&[listener("web", address)], 1, 16).expect_err("not ours").to_string();
+        let error = open(&[Listener::new("web", address)], 1, 16).expect_err("not ours").to_string();
         assert!(error.contains("no interface"), "{error}");
     }
 

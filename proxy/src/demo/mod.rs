@@ -21,10 +21,7 @@ use std::time::Duration;
 use nix::unistd::geteuid;
 use tokio::sync::oneshot;
 use underpass_command::api::Status;
-use underpass_command::state::{
-    AtLimit, Backend, Balance, Cluster, ForwardedFields, Limits, Listener, PathMatch, RequestId, Route,
-    Settings, State, Timeouts,
-};
+use underpass_command::state::{Backend, Cluster, Limits, Listener, Route, Settings, State, Timeouts};
 
 use crate::control::{self, ControlError, Options, Ready, reachable};
 use backend::Backends;
@@ -206,31 +203,10 @@ fn state(plan: &Plan, folder: &Path, backends: &[SocketAddr]) -> State {
         timeouts: Timeouts { drain_ms: 2000, ..Timeouts::default() },
         ..Settings::default()
     };
-    let listener = Listener {
-        name: "demo".into(),
-        address: plan.listen,
-        default_cluster: None,
-        redirect: None,
-        x_forwarded: ForwardedFields::Append,
-        forwarded: ForwardedFields::Off,
-        request_id: RequestId::Keep,
-        at_limit: AtLimit::Refuse,
-    };
-    let cluster = Cluster {
-        name: "demo".into(),
-        balance: Balance::RoundRobin,
-        redirect: None,
-        chunked_requests: true,
-        backends: backends.iter().map(|address| Backend { address: *address }).collect(),
-    };
-    let route = Route {
-        listener: None,
-        host: None,
-        path: PathMatch::default(),
-        cluster: "demo".into(),
-        allow_connect: false,
-    };
-    State { settings, listeners: vec![listener], clusters: vec![cluster], routes: vec![route] }
+    let listener = Listener::new("demo", plan.listen);
+    let backends = backends.iter().map(|address| Backend { address: *address }).collect();
+    let cluster = Cluster { backends, ..Cluster::new("demo") };
+    State { settings, listeners: vec![listener], clusters: vec![cluster], routes: vec![Route::new("demo")] }
 }
 
 /// A folder that nobody else can look into; removed with what is in it.
