@@ -175,10 +175,12 @@ pub struct SteeringStatus {
     pub active: bool,
     /// Why the program does not choose.
     pub reason: Option<String>,
-    /// Connections by the CPU that handled the connection request and by the worker they went to; CPUs and
-    /// workers without any are left out of the list of rows, not out of a row.
+    /// What the program cannot do here, although it chooses.
+    pub reduced: Option<String>,
+    /// Connections by the CPU that handled the connection request and by the worker they went to; without CPUs that
+    /// handled none.
     pub matrix: Vec<SteeringRow>,
-    /// How often each step of the decision was taken.
+    /// Connections by how their worker was found; without those that never occurred.
     pub outcomes: BTreeMap<String, u64>,
 }
 
@@ -189,6 +191,9 @@ pub struct SteeringRow {
     pub cpu: u32,
     /// Connections by worker.
     pub workers: Vec<u64>,
+    /// Connections whose worker the kernel chose by its hash.
+    #[serde(default)]
+    pub kernel: u64,
 }
 
 /// A new steering policy.

@@ -107,9 +107,11 @@ pub(super) fn steering(status: &SteeringStatus) -> String {
     }
     let mut rows = vec![vec!["RX CPU".to_owned()]];
     rows[0].extend((0..workers).map(|worker| format!("worker {worker}")));
+    rows[0].push("kernel's hash".into());
     for row in &status.matrix {
         let mut cells = vec![row.cpu.to_string()];
         cells.extend(row.workers.iter().map(ToString::to_string));
+        cells.push(row.kernel.to_string());
         rows.push(cells);
     }
     out.push('\n');
@@ -119,7 +121,10 @@ pub(super) fn steering(status: &SteeringStatus) -> String {
 
 fn steering_line(status: &SteeringStatus) -> String {
     match (&status.reason, status.active) {
-        (_, true) => format!("steering  {}, by BPF\n", status.policy),
+        (_, true) => match &status.reduced {
+            None => format!("steering  {}, by BPF\n", status.policy),
+            Some(reduced) => format!("steering  {}, by BPF; reduced: {reduced}\n", status.policy),
+        },
         (Some(reason), false) => {
             format!("steering  {}, but BPF is off: {reason}; the kernel's hash chooses\n", status.policy)
         }
@@ -213,8 +218,13 @@ mod tests {
 
     #[test]
     fn a_matrix_has_a_column_for_each_worker() {
-        let matrix = vec![SteeringRow { cpu: 1, workers: vec![0, 12] }];
+        let matrix = vec![SteeringRow { cpu: 1, workers: vec![0, 12], kernel: 3 }];
         let text = steering(&SteeringStatus { active: true, matrix, ..SteeringStatus::default() });
-        assert!(text.contains("RX CPU  worker 0  worker 1\n     1         0        12\n"), "{text}");
+        assert!(
+            text.contains(
+                "RX CPU  worker 0  worker 1  kernel's hash\n     1         0        12              3\n"
+            ),
+            "{text}"
+        );
     }
 }

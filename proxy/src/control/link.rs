@@ -11,11 +11,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 use tokio::process::Child;
 use tokio::sync::{Notify, mpsc};
 use tokio::time::{Instant, sleep_until};
 
-use super::spawn::{Watched, spawn, watch};
+use super::spawn::{spawn, watch};
 use crate::ipc::{Channel, ToSupervisor, ToWorker};
 
 /// Commands that may wait for one worker.
@@ -86,14 +87,15 @@ impl Link {
         events: mpsc::Sender<(Source, Event)>,
     ) -> io::Result<Self> {
         let (ours, theirs) = Channel::pair()?;
-        let channel = watch(ours)?;
+        let readiness = watch(ours.as_fd(), Interest::READABLE | Interest::WRITABLE)?;
         let child = spawn(executable, &OwnedFd::from(theirs))?;
         let pid = child.id();
         let (commands, receiver) = mpsc::channel(COMMANDS_MAX);
         let kill = Arc::new(Notify::new());
         let task = Task {
             child,
-            channel,
+            channel: ours,
+            readiness,
             outgoing: start.into(),
             writable: true,
             commands: receiver,
@@ -124,7 +126,8 @@ impl Link {
 
 struct Task {
     child: Child,
-    channel: Watched,
+    channel: Channel,
+    readiness: AsyncFd<OwnedFd>,
     outgoing: VecDeque<Letter>,
     writable: bool,
     commands: mpsc::Receiver<ToWorker>,
@@ -143,7 +146,7 @@ impl Task {
             let kill_at = self.kill_at.unwrap_or_else(Instant::now);
             tokio::select! {
                 biased;
-                message = receive(&self.channel), if open => match message {
+                message = receive(&self.channel, &self.readiness), if open => match message {
                     Ok(Some(message)) => self.said(message).await,
                     Ok(None) => {
                         open = false;
@@ -159,7 +162,7 @@ impl Task {
                 status = self.child.wait() => break status,
                 () = self.kill.notified() => self.kill_child(),
                 () = sleep_until(kill_at), if self.kill_at.is_some() => self.timed_out().await,
-                sent = send(&self.channel, &self.outgoing), if self.writable && !self.outgoing.is_empty() => {
+                sent = send(&self.channel, &self.readiness, &self.outgoing), if self.writable && !self.outgoing.is_empty() => {
                     self.sent(sent).await;
                 }
                 Some(command) = self.commands.recv(), if self.outgoing.len() < COMMANDS_MAX => {
@@ -168,7 +171,7 @@ impl Task {
             }
         };
         // Its last words may have come with its end.
-        while let Ok(Some((message, _))) = self.channel.get_ref().channel().receive::<ToSupervisor>() {
+        while let Ok(Some((message, _))) = self.channel.receive::<ToSupervisor>() {
             self.said(message).await;
         }
         self.emit(Event::Ended(status)).await;
@@ -231,16 +234,18 @@ impl Task {
     }
 }
 
-async fn receive(channel: &Watched) -> io::Result<Option<ToSupervisor>> {
-    let received = channel.async_io(Interest::READABLE, |channel| channel.channel().receive()).await?;
+async fn receive(channel: &Channel, readiness: &AsyncFd<OwnedFd>) -> io::Result<Option<ToSupervisor>> {
+    let received = readiness.async_io(Interest::READABLE, |_| channel.receive()).await?;
     Ok(received.map(|(message, _)| message))
 }
 
 /// Sends the first letter; nothing is sent if the future is dropped before it is ready.
-async fn send(channel: &Watched, outgoing: &VecDeque<Letter>) -> io::Result<()> {
+async fn send(
+    channel: &Channel,
+    readiness: &AsyncFd<OwnedFd>,
+    outgoing: &VecDeque<Letter>,
+) -> io::Result<()> {
     let Some(letter) = outgoing.front() else { return Ok(()) };
     let descriptors: Vec<BorrowedFd<'_>> = letter.descriptors.iter().map(|fd| fd.as_fd()).collect();
-    channel
-        .async_io(Interest::WRITABLE, |channel| channel.channel().send(&letter.message, &descriptors))
-        .await
+    readiness.async_io(Interest::WRITABLE, |_| channel.send(&letter.message, &descriptors)).await
 }

@@ -1,4 +1,4 @@
-//! Starts a worker process, and lets the event loop watch its channel.
+//! Starts a worker process, and lets the event loop watch descriptors.
 //!
 //! The only unsafe code of this folder: what happens between fork and exec, and the promise that a watched descriptor
 //! stays open.
@@ -6,7 +6,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::Path;
 use std::process::Stdio;
 
@@ -14,7 +14,6 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::process::{Child, Command};
 
-use crate::ipc::Channel;
 use crate::worker::{CONTROL_FD, WORKER_ARGUMENT};
 
 /// What a worker inherits of the environment; anything else could change what it does unseen.
@@ -69,30 +68,9 @@ fn check(result: libc::c_int) -> io::Result<()> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
-/// A channel that the event loop watches.
-pub(super) type Watched = AsyncFd<ChannelFd>;
-
-/// A channel whose descriptor never changes: the channel can be looked at, but not replaced.
-#[derive(Debug)]
-pub(super) struct ChannelFd(Channel);
-
-impl ChannelFd {
-    pub(super) fn channel(&self) -> &Channel {
-        &self.0
-    }
-}
-
-impl AsRawFd for ChannelFd {
-    fn as_raw_fd(&self) -> RawFd {
-        self.0.as_fd().as_raw_fd()
-    }
-}
-
-/// Lets the event loop watch a channel in both directions.
-pub(super) fn watch(channel: Channel) -> io::Result<Watched> {
-    // SAFETY: a `Channel` owns its descriptor, which stays open and the same until it is dropped; `ChannelFd` lets nobody
-    // take it out or replace it.
-    Ok(unsafe {
-        AsyncFd::register_with_interest(ChannelFd(channel), Interest::READABLE | Interest::WRITABLE)
-    }?)
+/// Lets the event loop watch what a descriptor refers to, by a descriptor of its own.
+pub(super) fn watch(fd: BorrowedFd<'_>, interest: Interest) -> io::Result<AsyncFd<OwnedFd>> {
+    let own = fd.try_clone_to_owned()?;
+    // SAFETY: an `OwnedFd` keeps the same descriptor open until it is dropped.
+    Ok(unsafe { AsyncFd::register_with_interest(own, interest) }?)
 }
