@@ -68,8 +68,8 @@ impl Contender {
     ) -> Option<String> {
         match self {
             Self::Floor => None,
-            Self::Haproxy => Some(haproxy(listen, backend, "")),
-            Self::HaproxySplice => Some(haproxy(listen, backend, HAPROXY_SPLICE)),
+            Self::Haproxy => Some(haproxy(listen, backend, false)),
+            Self::HaproxySplice => Some(haproxy(listen, backend, true)),
             Self::Nginx => Some(nginx(listen, backend, folder)),
         }
     }
@@ -139,22 +139,25 @@ pub(super) struct Started {
     _process: Process,
 }
 
-/// Small responses cannot gain by splicing, and HAProxy leaves them alone by itself.
-const HAPROXY_SPLICE: &str = "    option splice-request\n    option splice-response\n";
-
 /// One thread, connections to the backend shared and kept, nothing logged. The rest is as HAProxy has it.
-fn haproxy(listen: SocketAddr, backend: SocketAddr, more: &str) -> String {
+fn haproxy(listen: SocketAddr, backend: SocketAddr, splice: bool) -> String {
+    // `splice-auto` doesn't splice here: it waits for signs of streaming. Pipes of 1 MiB halve the cost of large bodies.
+    let (pipes, options) = if splice {
+        ("    tune.pipesize 1048576\n", "    option splice-request\n    option splice-response\n")
+    } else {
+        ("", "")
+    };
     format!(
         "\
 global
     nbthread 1
     maxconn 4096
-
+{pipes}
 defaults
     mode http
     option http-keep-alive
     http-reuse always
-{more}    timeout connect 5s
+{options}    timeout connect 5s
     timeout client 60s
     timeout server 60s
     timeout http-keep-alive 60s
@@ -169,7 +172,8 @@ backend app
     )
 }
 
-/// One worker, connections kept on both sides, nothing logged, no body on disk.
+/// One worker, connections kept on both sides, nothing logged, no body on disk. Of the buffers that were tried, from
+/// the default of 8 x 4k to 16 x 64k, and without buffering, these cost the least over all sizes.
 fn nginx(listen: SocketAddr, backend: SocketAddr, folder: &Path) -> String {
     let user = if crate::tools::is_root() { "user root;\n" } else { "" };
     let folder = folder.display();
@@ -210,6 +214,9 @@ http {{
             proxy_http_version 1.1;
             proxy_set_header Connection \"\";
             proxy_max_temp_file_size 0;
+            proxy_buffer_size 16k;
+            proxy_buffers 8 64k;
+            proxy_busy_buffers_size 256k;
         }}
     }}
 }}
