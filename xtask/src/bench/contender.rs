@@ -1,6 +1,5 @@
 //! The proxies that are compared: how each is configured and started.
 
-use std::ffi::OsString;
 use std::fmt;
 use std::fs;
 use std::io::{Read as _, Write as _};
@@ -20,6 +19,8 @@ use crate::tools::{Tool, find};
 pub(super) enum Contender {
     /// Receives and sends, nothing else
     Floor,
+    /// The same with responses through pipes
+    FloorSplice,
     /// HAProxy, copying
     Haproxy,
     /// HAProxy, splicing
@@ -44,7 +45,7 @@ impl Contender {
     /// What has to be installed for it.
     pub(super) fn tool(self) -> Option<Tool> {
         match self {
-            Self::Floor => None,
+            Self::Floor | Self::FloorSplice => None,
             Self::Haproxy | Self::HaproxySplice => Some(HAPROXY),
             Self::Nginx => Some(NGINX),
         }
@@ -53,13 +54,16 @@ impl Contender {
     /// What it is, with its version.
     pub(super) fn describe(self) -> Result<String> {
         match self {
-            Self::Floor => Ok("receives and sends, one backend connection for each client connection".into()),
+            Self::Floor => {
+                Ok("only receives and sends, one backend connection for each client connection".into())
+            }
+            Self::FloorSplice => Ok("the same, and responses go through a pipe of 1 MiB".into()),
             Self::Haproxy | Self::HaproxySplice => first_line(Command::new(path_of(HAPROXY)?).arg("-v")),
             Self::Nginx => first_line(Command::new(path_of(NGINX)?).arg("-v")),
         }
     }
 
-    /// Its configuration; the floor has none.
+    /// Its configuration; a floor has none.
     pub(super) fn configuration(
         self,
         listen: SocketAddr,
@@ -67,7 +71,7 @@ impl Contender {
         folder: &Path,
     ) -> Option<String> {
         match self {
-            Self::Floor => None,
+            Self::Floor | Self::FloorSplice => None,
             Self::Haproxy => Some(haproxy(listen, backend, false)),
             Self::HaproxySplice => Some(haproxy(listen, backend, true)),
             Self::Nginx => Some(nginx(listen, backend, folder)),
@@ -87,19 +91,9 @@ impl Contender {
     }
 
     fn try_start(self, launcher: &Launcher, core: usize, backend: SocketAddr) -> Result<Started> {
-        let name = self.to_string();
-        let (mut process, address) = if self == Self::Floor {
-            let mut process =
-                launcher.start_own(&name, core, ["floor".into(), "--backend".into(), backend.to_string()])?;
-            let address = process.printed_address()?;
-            (process, address)
-        } else {
-            let listen = free_address()?;
-            let file = launcher.folder.join(format!("{name}.conf"));
-            let text = self.configuration(listen, backend, &launcher.folder).unwrap_or_default();
-            fs::write(&file, text).with_context(|| format!("{}: cannot write", file.display()))?;
-            let (program, arguments) = self.command(file, launcher)?;
-            (launcher.start(&name, core, &program, arguments)?, listen)
+        let (mut process, address) = match self {
+            Self::Floor | Self::FloorSplice => self.start_floor(launcher, core, backend)?,
+            _ => self.start_proxy(launcher, core, backend)?,
         };
         process.ready(|| forwards(address))?;
         let workers = match process.children()? {
@@ -109,17 +103,42 @@ impl Contender {
         Ok(Started { address, workers, _process: process })
     }
 
-    fn command(self, file: PathBuf, launcher: &Launcher) -> Result<(PathBuf, Vec<OsString>)> {
+    fn start_floor(
+        self,
+        launcher: &Launcher,
+        core: usize,
+        backend: SocketAddr,
+    ) -> Result<(Process, SocketAddr)> {
+        let mut arguments = vec!["floor".to_owned(), format!("--backend={backend}")];
+        if self == Self::FloorSplice {
+            arguments.push("--splice".into());
+        }
+        let mut process = launcher.start_own(&self.to_string(), core, arguments)?;
+        let address = process.printed_address()?;
+        Ok((process, address))
+    }
+
+    fn start_proxy(
+        self,
+        launcher: &Launcher,
+        core: usize,
+        backend: SocketAddr,
+    ) -> Result<(Process, SocketAddr)> {
+        let name = self.to_string();
+        let listen = free_address()?;
+        let file = launcher.folder.join(format!("{name}.conf"));
+        let text = self.configuration(listen, backend, &launcher.folder).unwrap_or_default();
+        fs::write(&file, text).with_context(|| format!("{}: cannot write", file.display()))?;
         let file = file.into_os_string();
-        Ok(match self {
-            // In the foreground; without a master process there is one process to watch.
-            Self::Haproxy | Self::HaproxySplice => (path_of(HAPROXY)?, vec!["-db".into(), "-f".into(), file]),
+        let (program, arguments) = match self {
             Self::Nginx => {
                 let prefix = launcher.folder.clone().into_os_string();
                 (path_of(NGINX)?, vec!["-p".into(), prefix, "-e".into(), "stderr".into(), "-c".into(), file])
             }
-            Self::Floor => (launcher.tool.clone(), Vec::new()),
-        })
+            // In the foreground; without a master process there is one process to watch.
+            _ => (path_of(HAPROXY)?, vec!["-db".into(), "-f".into(), file]),
+        };
+        Ok((launcher.start(&name, core, &program, arguments)?, listen))
     }
 }
 

@@ -10,8 +10,10 @@ use super::size_name;
 use super::statistics::{Ratio, Spread, Verdict};
 
 /// What others are compared with, where it was measured.
-const BASES: &[Contender] = &[Contender::Floor, Contender::Haproxy, Contender::HaproxySplice];
+const BASES: &[Contender] =
+    &[Contender::Floor, Contender::FloorSplice, Contender::Haproxy, Contender::HaproxySplice];
 
+/// What is compared, each with its name in JSON.
 const COSTS: &[(&str, &str, Cost)] = &[
     ("proxy CPU", "proxy_us_per_response", Run::proxy_us),
     ("machine", "machine_us_per_response", Run::machine_us),
@@ -23,10 +25,12 @@ pub(super) fn text(results: &Results) -> String {
     for size in results.sizes() {
         let _ = write!(text, "\n### {}\n\n", title(size));
         text += &table(&figures_table(results, size));
-        let compared = ratio_table(results, size);
-        if compared.len() > 1 {
-            text.push('\n');
-            text += &table(&compared);
+        for (name, _, cost) in COSTS {
+            let compared = ratio_table(results, size, name, *cost);
+            if compared.len() > 1 {
+                text.push('\n');
+                text += &table(&compared);
+            }
         }
     }
     text.push('\n');
@@ -165,25 +169,20 @@ fn rounds(figures: &Figures) -> String {
     }
 }
 
-fn ratio_table(results: &Results, size: usize) -> Vec<Vec<String>> {
+fn ratio_table(results: &Results, size: usize, name: &str, cost: Cost) -> Vec<Vec<String>> {
     let contenders: Vec<Contender> = results.contenders.keys().copied().collect();
     let bases: Vec<Contender> = BASES.iter().copied().filter(|base| contenders.contains(base)).collect();
-    let mut header = vec!["compared".to_owned()];
-    for (name, _, _) in COSTS {
-        header.extend(bases.iter().map(|base| format!("{name} / {base}")));
-    }
+    let mut header = vec![format!("{name}, compared")];
+    header.extend(bases.iter().map(|base| format!("/ {base}")));
     let mut rows = vec![header];
     for &contender in &contenders {
-        let mut row = vec![contender.to_string()];
-        for (_, _, cost) in COSTS {
-            for &base in &bases {
-                let ratio =
-                    if base == contender { None } else { results.ratio(size, contender, base, *cost) };
-                row.push(ratio.map_or_else(|| "-".into(), ratio_text));
-            }
-        }
-        if row.iter().skip(1).any(|cell| cell != "-") {
-            rows.push(row);
+        let ratio_to = |&base: &Contender| {
+            let ratio = if base == contender { None } else { results.ratio(size, contender, base, cost) };
+            ratio.map_or_else(|| "-".into(), ratio_text)
+        };
+        let ratios: Vec<String> = bases.iter().map(ratio_to).collect();
+        if ratios.iter().any(|cell| cell != "-") {
+            rows.push([vec![contender.to_string()], ratios].concat());
         }
     }
     rows

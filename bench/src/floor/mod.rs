@@ -3,7 +3,9 @@
 //! The same event loop as underpass's worker (mio, edge-triggered, one thread), one backend connection for each
 //! client connection, no parsing, no timers, no pool. A read that returns less than was asked for ends the reading, so a
 //! request and its response cost four system calls and their share of `epoll_wait`. What a proxy costs beyond this is
-//! its own code.
+//! its own code. With `--splice` the responses go through a pipe instead, which is the floor for large bodies.
+
+mod splice;
 
 use std::collections::VecDeque;
 use std::io::{self, Read as _, Write as _};
@@ -14,6 +16,7 @@ use mio::event::Event;
 use mio::net::{TcpListener, TcpStream};
 use mio::{Events, Interest, Poll, Token};
 use slab::Slab;
+use splice::Pipe;
 
 /// Where to listen and whereto to connect.
 #[derive(clap::Args)]
@@ -27,6 +30,9 @@ pub struct Options {
     /// Size of the one buffer in bytes.
     #[arg(long, default_value_t = 64 * 1024, value_parser = clap::value_parser!(u32).range(1..))]
     buffer_size: u32,
+    /// Move the responses through pipes (splice) and not through the buffer.
+    #[arg(long)]
+    splice: bool,
 }
 
 /// Most client connections; further ones are closed at once.
@@ -54,7 +60,7 @@ pub fn run(options: &Options) -> Result<()> {
         }
         for event in &events {
             if event.token() == LISTENER {
-                accept(&listener, &poll, &mut pairs, options.backend)?;
+                accept(&listener, &poll, &mut pairs, options)?;
                 continue;
             }
             // Even tokens are clients, odd ones their backend connections.
@@ -68,7 +74,8 @@ pub fn run(options: &Options) -> Result<()> {
     }
 }
 
-fn accept(listener: &TcpListener, poll: &Poll, pairs: &mut Slab<Pair>, backend: SocketAddr) -> Result<()> {
+fn accept(listener: &TcpListener, poll: &Poll, pairs: &mut Slab<Pair>, options: &Options) -> Result<()> {
+    let address = options.backend;
     loop {
         let mut client = match listener.accept() {
             Ok((client, _)) => client,
@@ -80,13 +87,14 @@ fn accept(listener: &TcpListener, poll: &Poll, pairs: &mut Slab<Pair>, backend: 
             continue;
         }
         let mut backend =
-            TcpStream::connect(backend).with_context(|| format!("backend {backend}: cannot connect"))?;
+            TcpStream::connect(address).with_context(|| format!("backend {address}: cannot connect"))?;
         client.set_nodelay(true)?;
         backend.set_nodelay(true)?;
+        let down = if options.splice { Store::Pipe(Pipe::new()?) } else { Store::empty() };
         let entry = pairs.vacant_entry();
         poll.registry().register(&mut client, Token(entry.key() * 2), BOTH)?;
         poll.registry().register(&mut backend, Token(entry.key() * 2 + 1), BOTH)?;
-        entry.insert(Pair { client, backend, up: Direction::default(), down: Direction::default() });
+        entry.insert(Pair { client, backend, up: Direction::by(Store::empty()), down: Direction::by(down) });
     }
 }
 
@@ -112,7 +120,7 @@ impl Pair {
             if is_backend { (&mut self.down, &mut self.up) } else { (&mut self.up, &mut self.down) };
         from_here.readable |= readable;
         from_here.hangup |= event.is_read_closed() || event.is_error();
-        let resume = event.is_writable() && !to_here.unsent.is_empty();
+        let resume = event.is_writable() && !to_here.store.is_empty();
         let (here, there) = if is_backend {
             (&mut self.backend, &mut self.client)
         } else {
@@ -129,45 +137,106 @@ impl Pair {
 }
 
 /// One way through a pair.
-#[derive(Default)]
 struct Direction {
-    /// What was read and not taken by the target; nothing is read while there is any, so it is at most one buffer.
-    unsent: VecDeque<u8>,
+    /// What the source gave and the target did not take; nothing more is taken while there is any.
+    store: Store,
     readable: bool,
     /// The source's end is on its way: no further event tells when it can be read.
     hangup: bool,
     ended: bool,
 }
 
+/// Where bytes are between source and target.
+enum Store {
+    /// The rest of one buffer at most.
+    Memory(VecDeque<u8>),
+    Pipe(Pipe),
+}
+
+impl Store {
+    fn empty() -> Self {
+        Self::Memory(VecDeque::new())
+    }
+
+    fn is_empty(&self) -> bool {
+        match self {
+            Self::Memory(unsent) => unsent.is_empty(),
+            Self::Pipe(pipe) => pipe.is_empty(),
+        }
+    }
+}
+
+/// Whether a step may be followed by another.
+#[derive(PartialEq, Eq)]
+enum Step {
+    Moved,
+    SourceEmpty,
+    SourceEnded,
+    TargetFull,
+}
+
 impl Direction {
+    fn by(store: Store) -> Self {
+        Self { store, readable: false, hangup: false, ended: false }
+    }
+
     /// Moves bytes until the source has none or the target takes none.
     fn pump(&mut self, source: &mut TcpStream, target: &mut TcpStream, buffer: &mut [u8]) -> io::Result<()> {
-        while !self.unsent.is_empty() {
-            let Some(length) = unless_blocked(|| target.write(self.unsent.as_slices().0))? else {
-                return Ok(());
-            };
-            self.unsent.drain(..length);
+        let flushed = match &mut self.store {
+            Store::Memory(unsent) => flush(unsent, target)?,
+            Store::Pipe(pipe) => pipe.flush(target)?,
+        };
+        if !flushed {
+            return Ok(());
         }
         while self.readable && !self.ended {
-            let Some(length) = unless_blocked(|| source.read(buffer))? else {
-                self.readable = false;
-                return Ok(());
+            let step = match &mut self.store {
+                Store::Memory(unsent) => copy(source, target, buffer, unsent, self.hangup)?,
+                Store::Pipe(pipe) => pipe.pass(source, target)?,
             };
-            if length == 0 {
-                self.ended = true;
-                return target.shutdown(Shutdown::Write);
-            }
-            // A short read has emptied the socket: the next byte raises the next event.
-            self.readable = length == buffer.len() || self.hangup;
-            let sent = unless_blocked(|| target.write(&buffer[..length]))?.unwrap_or(0);
-            if sent < length {
-                // A short write has filled the socket: space in it raises the next event.
-                self.unsent.extend(&buffer[sent..length]);
-                return Ok(());
+            match step {
+                Step::Moved => {}
+                Step::SourceEmpty => self.readable = false,
+                Step::SourceEnded => {
+                    self.ended = true;
+                    return target.shutdown(Shutdown::Write);
+                }
+                Step::TargetFull => return Ok(()),
             }
         }
         Ok(())
     }
+}
+
+/// Reads once and sends that.
+fn copy(
+    source: &mut TcpStream,
+    target: &mut TcpStream,
+    buffer: &mut [u8],
+    unsent: &mut VecDeque<u8>,
+    hangup: bool,
+) -> io::Result<Step> {
+    let Some(length) = unless_blocked(|| source.read(buffer))? else { return Ok(Step::SourceEmpty) };
+    if length == 0 {
+        return Ok(Step::SourceEnded);
+    }
+    let sent = unless_blocked(|| target.write(&buffer[..length]))?.unwrap_or(0);
+    if sent < length {
+        // A short write has filled the socket: space in it raises the next event.
+        unsent.extend(&buffer[sent..length]);
+        return Ok(Step::TargetFull);
+    }
+    // A short read has emptied the socket: the next byte raises the next event.
+    Ok(if length == buffer.len() || hangup { Step::Moved } else { Step::SourceEmpty })
+}
+
+/// Sends what is left over; false when the target takes no more.
+fn flush(unsent: &mut VecDeque<u8>, target: &mut TcpStream) -> io::Result<bool> {
+    while !unsent.is_empty() {
+        let Some(length) = unless_blocked(|| target.write(unsent.as_slices().0))? else { return Ok(false) };
+        unsent.drain(..length);
+    }
+    Ok(true)
 }
 
 /// None when the socket is not ready.
