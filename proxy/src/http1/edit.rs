@@ -80,7 +80,7 @@ impl Edit {
 
     fn keep(&mut self, start: u32, end: u32) {
         if start < end {
-            self.pieces.push(Piece::Source(Span { start, end }));
+            self.push(Piece::Source(Span { start, end }));
         }
     }
 
@@ -93,12 +93,21 @@ impl Edit {
             return;
         }
         let start = self.scratch.len() as u32;
+        debug_assert!(
+            bytes.len() <= self.scratch.capacity() - self.scratch.len(),
+            "more bytes than an edit can need"
+        );
         self.scratch.extend_from_slice(bytes);
         let end = self.scratch.len() as u32;
         match self.pieces.last_mut() {
             Some(Piece::Scratch(span)) if span.end == start => span.end = end,
-            _ => self.pieces.push(Piece::Scratch(Span { start, end })),
+            _ => self.push(Piece::Scratch(Span { start, end })),
         }
+    }
+
+    fn push(&mut self, piece: Piece) {
+        debug_assert!(self.pieces.len() < self.pieces.capacity(), "more pieces than a head can need");
+        self.pieces.push(piece);
     }
 
     fn write_number(&mut self, mut number: u64) {

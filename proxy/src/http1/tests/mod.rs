@@ -1,8 +1,11 @@
 //! Tests of heads, by concern.
 
+mod capacity;
 mod edit_request;
 mod edit_response;
 mod hop_by_hop;
+pub(crate) mod invariants;
+mod properties;
 mod request;
 mod request_refused;
 mod response;
