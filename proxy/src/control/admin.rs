@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::body::Bytes;
-use axum::extract::{DefaultBodyLimit, Extension, State};
+use axum::body::{Bytes, HttpBody};
+use axum::extract::{DefaultBodyLimit, Extension, FromRequest, Request, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
@@ -231,9 +231,8 @@ async fn redirect(State(handle): State<Handle>) -> Answer<RedirectStatus> {
 async fn set_redirect(
     State(handle): State<Handle>,
     Extension(caller): Extension<Caller>,
-    body: Result<Bytes, axum::extract::rejection::BytesRejection>,
+    Body(change): Body<RedirectChange>,
 ) -> Answer<RedirectStatus> {
-    let change: RedirectChange = parse(body)?;
     let result = handle.set_redirect(change.clone()).await;
     audit(caller, &format!("redirect mode of {} to {}", change.scope, mode_name(&change)), &result);
     Ok(Json(result?))
@@ -246,9 +245,8 @@ async fn steering(State(handle): State<Handle>) -> Answer<SteeringStatus> {
 async fn set_steering(
     State(handle): State<Handle>,
     Extension(caller): Extension<Caller>,
-    body: Result<Bytes, axum::extract::rejection::BytesRejection>,
+    Body(change): Body<SteeringChange>,
 ) -> Answer<SteeringStatus> {
-    let change: SteeringChange = parse(body)?;
     let result = handle.set_steering(change).await;
     audit(caller, &format!("steering policy to {}", change.policy), &result);
     Ok(Json(result?))
@@ -274,17 +272,26 @@ async fn forbidden() -> Failure {
     )
 }
 
-fn parse<T: DeserializeOwned>(
-    body: Result<Bytes, axum::extract::rejection::BytesRejection>,
-) -> Result<T, Failure> {
-    let body = body.map_err(|rejection| {
-        let remedy = format!("send the whole body, of at most {BODY_SIZE_MAX} bytes");
-        Failure::new(rejection.status().as_u16(), rejection.body_text(), remedy)
-    })?;
-    serde_json::from_slice(&body).map_err(|error| {
-        let remedy = "send a JSON object, such as {\"mode\":\"splice\"} to /v1/redirect or {\"policy\":\"cpu\"} to /v1/steering";
-        Failure::new(400, format!("the body is not understood: {error}"), remedy)
-    })
+/// A body of JSON.
+struct Body<T>(T);
+
+impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Body<T> {
+    type Rejection = Failure;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, Failure> {
+        let remedy = || format!("send the whole body, of at most {BODY_SIZE_MAX} bytes");
+        // Where the head tells, nobody has to wait for what would be thrown away.
+        if request.body().size_hint().lower() > BODY_SIZE_MAX as u64 {
+            return Err(Failure::new(413, "the body is too large", remedy()));
+        }
+        let body = Bytes::from_request(request, state).await.map_err(|rejection| {
+            Failure::new(rejection.status().as_u16(), rejection.body_text(), remedy())
+        })?;
+        serde_json::from_slice(&body).map(Self).map_err(|error| {
+            let remedy = "send a JSON object, such as {\"mode\":\"splice\"} to /v1/redirect or {\"policy\":\"cpu\"} to /v1/steering";
+            Failure::new(400, format!("the body is not understood: {error}"), remedy)
+        })
+    }
 }
 
 /// Who changed what, in the log.

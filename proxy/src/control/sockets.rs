@@ -26,8 +26,8 @@ pub(super) struct ListenerSockets {
     pub(super) name: String,
     /// Where it listens, with the port that the kernel chose where 0 was asked for.
     pub(super) address: SocketAddr,
-    /// One socket per worker.
-    pub(super) sockets: Vec<Arc<OwnedFd>>,
+    /// One socket per worker; none once it has been let go of.
+    pub(super) sockets: Vec<Option<Arc<OwnedFd>>>,
 }
 
 /// Opens all listeners with one socket for each of `workers` workers.
@@ -61,7 +61,7 @@ fn listen(listener: &Listener, group: Vec<Socket>, backlog: u32) -> Result<Liste
         socket.listen(backlog).map_err(|source| error(listener, source))?;
         let local = socket.local_addr().map_err(|source| error(listener, source))?;
         address = local.as_socket().unwrap_or(address);
-        sockets.push(Arc::new(OwnedFd::from(socket)));
+        sockets.push(Some(Arc::new(OwnedFd::from(socket))));
     }
     Ok(ListenerSockets { name: listener.name.clone(), address, sockets })
 }
@@ -145,7 +145,7 @@ mod tests {
         let opened = open(&[Listener::new("web", any_port())], 3, 16).expect("loopback");
         assert_eq!(opened[0].sockets.len(), 3);
         assert_ne!(opened[0].address.port(), 0);
-        for socket in &opened[0].sockets {
+        for socket in opened[0].sockets.iter().flatten() {
             let socket = Socket::from(socket.try_clone().expect("dup"));
             assert_eq!(socket.local_addr().expect("bound").as_socket(), Some(opened[0].address));
             assert!(socket.is_listener().expect("getsockopt"));

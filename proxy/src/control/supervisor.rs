@@ -205,7 +205,8 @@ impl Supervisor {
         }
         letters.extend(self.state.routes.iter().map(|route| Letter::from(ToWorker::AddRoute(route.clone()))));
         for (listener, opened) in self.state.listeners.iter().zip(&self.sockets) {
-            let descriptors: Vec<Arc<OwnedFd>> = opened.sockets.get(index).cloned().into_iter().collect();
+            let descriptors: Vec<Arc<OwnedFd>> =
+                opened.sockets.get(index).cloned().flatten().into_iter().collect();
             letters.push(Letter { message: ToWorker::AddListener(listener.clone()), descriptors });
         }
         letters.push(ToWorker::Run.into());
@@ -239,7 +240,7 @@ impl Supervisor {
             }
             Event::DrainSent => {
                 self.workers[index].state = WorkerState::Draining;
-                self.close_sockets_when_told();
+                self.let_go_of_sockets(index);
             }
             Event::StartTimeout => tracing::error!(worker = index, "worker does not get ready; it is killed"),
             Event::Ended(status) => self.on_ended(index, &status),
@@ -258,7 +259,7 @@ impl Supervisor {
                 tracing::warn!(worker = index, "worker ended while draining: {how}");
             }
             worker.ended();
-            self.close_sockets_when_told();
+            self.let_go_of_sockets(index);
             return;
         }
         let pause = worker.died(how.clone(), Instant::now());
@@ -350,7 +351,7 @@ impl Supervisor {
         }
     }
 
-    /// Tells the workers to finish what is under way; their sockets here are closed once all were told.
+    /// Tells the workers to finish what is under way; the sockets of each are closed here once it was told.
     fn drain(&mut self) {
         if self.is_draining() {
             return;
@@ -372,13 +373,20 @@ impl Supervisor {
                 }
             }
         }
-        self.close_sockets_when_told();
+        for index in 0..self.workers.len() {
+            if self.workers[index].state == WorkerState::Ended {
+                self.let_go_of_sockets(index);
+            }
+        }
     }
 
-    fn close_sockets_when_told(&mut self) {
-        let told = |worker: &Worker| matches!(worker.state, WorkerState::Draining | WorkerState::Ended);
-        if self.is_draining() && self.workers.iter().all(told) {
-            self.sockets.clear();
+    /// Closes the listening sockets of a worker that accepts what waits there, and then closes them too; or that has
+    /// ended.
+    fn let_go_of_sockets(&mut self, worker: usize) {
+        for listener in &mut self.sockets {
+            if let Some(socket) = listener.sockets.get_mut(worker) {
+                *socket = None;
+            }
         }
     }
 

@@ -132,7 +132,14 @@ fn add_listener(
     let scope = core.routes.scope_of(&name);
     let port = port.to_string().into_bytes();
     // Whatever came before the registration is looked for in the first turn.
-    core.listeners.push(Listening { socket, configured, scope, default_cluster, port, pending: true });
+    core.listeners.push(Listening {
+        socket: Some(socket),
+        configured,
+        scope,
+        default_cluster,
+        port,
+        pending: true,
+    });
     Ok(())
 }
 

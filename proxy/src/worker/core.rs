@@ -28,7 +28,8 @@ pub(super) struct Now {
 
 /// A listening socket of this worker.
 pub(super) struct Listening {
-    pub(super) socket: TcpListener,
+    /// None once the worker drains.
+    pub(super) socket: Option<TcpListener>,
     pub(super) configured: state::Listener,
     /// Number of its own routes in the table.
     pub(super) scope: u32,

@@ -281,7 +281,8 @@ impl Worker {
                 return;
             }
             let Some(listener) = self.core.listeners.get_mut(index) else { return };
-            match listener.socket.accept() {
+            let Some(socket) = &listener.socket else { return };
+            match socket.accept() {
                 Ok((stream, peer)) => {
                     self.core.count(Counter::Accepted);
                     self.core.accept_failed = false;
@@ -370,8 +371,11 @@ impl Worker {
             self.core.listeners[index].pending = false;
         }
         for listener in &mut self.core.listeners {
-            // The supervisor holds the socket too; here it only leaves epoll.
-            let _ = self.core.registry.deregister(&mut listener.socket);
+            if let Some(mut socket) = listener.socket.take() {
+                // While the supervisor holds the socket too, closing ours would leave it in epoll. It lets go as well, and
+                // then what connects is refused by the kernel, or goes to a worker that still accepts.
+                let _ = self.core.registry.deregister(&mut socket);
+            }
         }
         let idle: Vec<usize> =
             self.connections.iter().filter(|(_, c)| c.session.is_none()).map(|(k, _)| k).collect();

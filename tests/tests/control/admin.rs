@@ -66,7 +66,8 @@ fn the_status_tells_what_runs() {
 #[test]
 fn redirect_modes_change_by_scope() {
     let backend = Backend::answering(HELLO);
-    let proxy = Setup::to(&[backend.address()]).with(|state| state.settings.workers = 3).start();
+    let setup = Setup::to(&[backend.address()]).with(|state| state.settings.workers = 3);
+    let proxy = setup.expect_log("there is no cluster \"ap\"").start();
     let set = |mode, scope| proxy.client().set_redirect(&RedirectChange { mode, scope });
     let (listener, cluster) = (RedirectScope::Listener("web".into()), RedirectScope::Cluster("app".into()));
     set(Some(RedirectMode::Splice), RedirectScope::Process).expect("valid");
@@ -106,7 +107,7 @@ fn a_worker_that_does_not_answer_is_named() {
 #[test]
 fn what_is_no_request_is_refused_with_a_remedy() {
     let backend = Backend::answering(HELLO);
-    let proxy = Setup::to(&[backend.address()]).start();
+    let proxy = Setup::to(&[backend.address()]).expect_log("nothing to inherit").start();
     expect_refusal(&raw(&proxy, "GET /v2/status HTTP/1.1\r\nHost: x\r\n\r\n"), 404, "/v1/status");
     expect_refusal(&raw(&proxy, "DELETE /v1/status HTTP/1.1\r\nHost: x\r\n\r\n"), 405, "use GET");
     expect_refusal(&raw(&proxy, put("/v1/redirect", r#"{"mode":"fast"}"#)), 400, "fast");

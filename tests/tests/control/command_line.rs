@@ -30,6 +30,11 @@ fn state(socket: &Path, listen: SocketAddr, backend: SocketAddr) -> State {
     state
 }
 
+/// A backend of a proxy that is not to start.
+fn no_backend() -> SocketAddr {
+    SocketAddr::from((Ipv4Addr::LOCALHOST, 9))
+}
+
 fn any_port() -> SocketAddr {
     SocketAddr::from((Ipv4Addr::LOCALHOST, 0))
 }
@@ -47,7 +52,7 @@ pub(crate) fn run_until_ready(socket: &Path, backend: SocketAddr, look: impl FnO
     let mut child = command
         .args(["start", "--config", &config])
         .stdin(Stdio::null())
-        .stderr(Stdio::inherit())
+        .stderr(Stdio::null())
         .spawn()
         .expect("started");
     until("it answers", || {
@@ -78,7 +83,7 @@ fn an_address_in_use_is_named() {
     let taken = TcpListener::bind(any_port()).expect("a free port");
     let address = taken.local_addr().expect("bound");
     let folder = tempfile::tempdir().expect("a temporary folder");
-    let config = write_config(&folder.path().join("admin.sock"), address, address);
+    let config = write_config(&folder.path().join("admin.sock"), address, no_backend());
     let output = underpass(&["start", "--config", &config]);
     assert_eq!(output.status.code(), Some(1), "{}", text(&output));
     let expected = format!("listener \"web\": address {address}: in use by another program");
@@ -91,7 +96,7 @@ fn a_path_that_is_no_socket_is_not_removed() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let path = folder.path().join("admin.sock");
     fs::write(&path, "precious").expect("written");
-    let output = underpass(&["start", "--config", &write_config(&path, any_port(), any_port())]);
+    let output = underpass(&["start", "--config", &write_config(&path, any_port(), no_backend())]);
     assert_eq!(output.status.code(), Some(1), "{}", text(&output));
     assert!(text(&output).contains("no socket"), "{}", text(&output));
     assert_eq!(fs::read_to_string(&path).expect("still there"), "precious");
@@ -123,7 +128,7 @@ fn an_unknown_user_is_refused_at_start() {
         return underpass_tests::skip("only root switches the user of workers");
     }
     let folder = tempfile::tempdir().expect("a temporary folder");
-    let mut state = state(&folder.path().join("admin.sock"), any_port(), any_port());
+    let mut state = state(&folder.path().join("admin.sock"), any_port(), no_backend());
     state.settings.user = "no-such-user-here".into();
     let config = folder.path().join("underpass.toml");
     fs::write(&config, underpass::config::to_toml(&state)).expect("written");
