@@ -108,7 +108,7 @@ pub enum Outcome {
     Down = 2,
     /// Its worker is of another generation.
     Generation = 3,
-    /// Its worker is at its limit of sessions.
+    /// Its worker is at its limit of sessions, or its accept queue is full.
     Overloaded = 4,
     /// Its worker does not get on.
     Stalled = 5,

@@ -80,6 +80,8 @@ static SKB_INTERFACE: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]
 static SOCK_BACKLOG: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]
+static SOCK_BACKLOG_MAX: Global<u32> = Global::new(0);
+#[unsafe(no_mangle)]
 static SOCK_COOKIE: Global<u32> = Global::new(0);
 
 /// The program. A failure of any step leaves the choice to the kernel; connections are never dropped.
@@ -116,20 +118,20 @@ fn choose(ctx: &SkReuseportContext) -> Option<(u32, u32)> {
     if own < kernel {
         reason = check(own, config, now);
         if reason as u32 == Outcome::Own as u32 {
-            if select(ctx, first, own) {
+            reason = select(ctx, first, own);
+            if reason as u32 == Outcome::Own as u32 {
                 return Some((own, Outcome::Own as u32));
             }
-            reason = Outcome::Empty;
         } else if reason as u32 == Outcome::Stalled as u32 && report_due(own, now) {
             warn!(ctx, "worker {} is stalled: its connections go to others", own);
         }
     }
     let reason = opaque(reason as u32)?;
     let (better, other) = two_others(ctx, own, config, now);
-    if better < kernel && select(ctx, first, better) {
+    if better < kernel && select(ctx, first, better) as u32 == Outcome::Own as u32 {
         return Some((better, reason));
     }
-    if other < kernel && select(ctx, first, other) {
+    if other < kernel && select(ctx, first, other) as u32 == Outcome::Own as u32 {
         return Some((other, reason));
     }
     Some((kernel, reason))
@@ -206,9 +208,7 @@ fn waiting_ns(worker: u32, config: &Config, now: u64) -> u64 {
         if accept_queue_length(socket, cookie) == 0 {
             return 0;
         }
-    } else if now.saturating_sub(since_ns) > config.stall_ns
-        && now.saturating_sub(probed_ns) > config.probe_ns
-    {
+    } else if now.saturating_sub(since_ns.max(probed_ns)) > config.probe_ns {
         // The connection may have been given up by its client. One more now and then tells: if the worker lives, it
         // accepts it, and its count moves.
         // SAFETY: as above.
@@ -218,10 +218,30 @@ fn waiting_ns(worker: u32, config: &Config, now: u64) -> u64 {
     now.saturating_sub(since_ns)
 }
 
-/// Gives the connection to the worker's socket; `false` where it has none in this group.
+/// Gives the connection to the worker's socket; [`Outcome::Own`], or why that cannot take it.
 #[inline(always)]
-fn select(ctx: &SkReuseportContext, first: u32, worker: u32) -> bool {
-    SOCKETS.select_reuseport(ctx, first + worker).is_ok()
+fn select(ctx: &SkReuseportContext, first: u32, worker: u32) -> Outcome {
+    if SOCKETS.select_reuseport(ctx, first + worker).is_err() {
+        return Outcome::Empty;
+    }
+    // The kernel drops requests to a socket whose accept queue is full, and the client would ask again a second later.
+    if KERNEL_READS.load() != 0 && is_full(selected(ctx)) {
+        return Outcome::Overloaded;
+    }
+    Outcome::Own
+}
+
+/// Kernel address of the socket that was selected last; 0 where it is not known.
+#[inline(always)]
+fn selected(ctx: &SkReuseportContext) -> u64 {
+    read_kernel::<u64>(ctx.as_ptr() as u64, REUSEPORT_SELECTED.load()).unwrap_or(0)
+}
+
+/// Whether the kernel would drop a connection request to the socket: its `sk_acceptq_is_full`.
+#[inline(always)]
+fn is_full(socket: u64) -> bool {
+    let length = read_kernel::<u32>(socket, SOCK_BACKLOG.load()).unwrap_or(0);
+    length > read_kernel::<u32>(socket, SOCK_BACKLOG_MAX.load()).unwrap_or(u32::MAX)
 }
 
 /// Remembers the connection that is being steered, unless an earlier one waits.
@@ -237,7 +257,7 @@ fn watch(ctx: &SkReuseportContext, worker: u32) {
     let (mut socket, mut cookie) = (0, 0);
     if KERNEL_READS.load() != 0 {
         waits = waits && accept_queue_length(earlier.socket, earlier.cookie) != 0;
-        socket = read_kernel::<u64>(ctx.as_ptr() as u64, REUSEPORT_SELECTED.load()).unwrap_or(0);
+        socket = selected(ctx);
         cookie = read_kernel::<u64>(socket, SOCK_COOKIE.load()).unwrap_or(0);
     }
     if waits {

@@ -16,6 +16,7 @@ pub(crate) struct Offsets {
     pub(crate) skb_queue_mapping: u32,
     pub(crate) skb_interface: u32,
     pub(crate) sock_backlog: u32,
+    pub(crate) sock_backlog_max: u32,
     pub(crate) sock_cookie: u32,
 }
 
@@ -35,6 +36,7 @@ impl Offsets {
             skb_queue_mapping: offset("sk_buff", &["queue_mapping"])?,
             skb_interface: offset("sk_buff", &["skb_iif"])?,
             sock_backlog: offset("sock", &["sk_ack_backlog"])?,
+            sock_backlog_max: offset("sock", &["sk_max_ack_backlog"])?,
             sock_cookie: offset("sock", &["__sk_common", "skc_cookie"])?,
         })
     }

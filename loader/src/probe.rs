@@ -113,7 +113,8 @@ fn parse_release(release: &str) -> Option<(u32, u32)> {
 }
 
 fn privileges() -> Capability {
-    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    // Of this thread: threads may differ.
+    let status = fs::read_to_string("/proc/thread-self/status").unwrap_or_default();
     let missing = missing_privileges(&status);
     let detail =
         if missing.is_empty() { "all there".into() } else { format!("without {}", missing.join(", ")) };
@@ -127,7 +128,7 @@ fn privileges() -> Capability {
     }
 }
 
-/// The capabilities that are not in effect, by the contents of /proc/self/status.
+/// The capabilities that are not in effect, by the contents of /proc/thread-self/status.
 fn missing_privileges(status: &str) -> Vec<&'static str> {
     const SYS_ADMIN: u64 = 1 << 21;
     let effective = status

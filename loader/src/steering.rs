@@ -451,6 +451,7 @@ fn load_object(options: &Options, object: &[u8], offsets: Option<&Offsets>) -> R
             .override_global("SKB_QUEUE_MAPPING", &offsets.skb_queue_mapping, true)
             .override_global("SKB_INTERFACE", &offsets.skb_interface, true)
             .override_global("SOCK_BACKLOG", &offsets.sock_backlog, true)
+            .override_global("SOCK_BACKLOG_MAX", &offsets.sock_backlog_max, true)
             .override_global("SOCK_COOKIE", &offsets.sock_cookie, true);
     }
     loader.load(object).map_err(|error| LoadError::step("creating the maps", &error))

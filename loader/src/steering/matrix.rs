@@ -91,7 +91,7 @@ fn reason(outcome: Outcome) -> &'static str {
         Outcome::Unmapped => "went elsewhere: no worker belongs to their CPU or queue",
         Outcome::Down => "went elsewhere: their worker was not running",
         Outcome::Generation => "went elsewhere: their worker was of another generation",
-        Outcome::Overloaded => "went elsewhere: their worker was at its limit",
+        Outcome::Overloaded => "went elsewhere: their worker was at its limit, or its accept queue full",
         Outcome::Stalled => "went elsewhere: their worker was stalled",
         Outcome::Empty => "went elsewhere: their worker had no socket on the listener",
         Outcome::Off => "were left to the kernel by the policy off",

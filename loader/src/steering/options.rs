@@ -84,7 +84,8 @@ impl Options {
     }
 
     pub(super) fn read_object(&self) -> Result<Vec<u8>, LoadError> {
-        let from_environment = || if sys::is_secure() { None } else { std::env::var_os(OBJECT_VARIABLE) };
+        let from_environment =
+            || std::env::var_os(OBJECT_VARIABLE).filter(|path| !path.is_empty() && !sys::is_secure());
         let path = self.object.clone().or_else(|| from_environment().map(PathBuf::from));
         match path {
             None => Ok(OBJECT.to_vec()),

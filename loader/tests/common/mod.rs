@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
-use socket2::{Domain, Socket, Type};
-use underpass_loader::{LoadError, Matrix, Options, Outcome, Policy, Steering, WorkerSlot};
+use socket2::{Domain, Protocol, Socket, Type};
+use underpass_loader::{LoadError, Matrix, Options, Outcome, Policy, Steering, WorkerSlot, monotonic_ns};
 
 /// Longer than any step of a test takes, even on a busy machine.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(20);
@@ -95,6 +95,34 @@ impl Setup {
         }
     }
 
+    /// Attaches a second listener on loopback.
+    pub(crate) fn attach_another(&mut self, name: &str) -> Vec<TcpListener> {
+        self.attach_at(name, ([127, 0, 0, 1], 0).into())
+    }
+
+    /// Attaches a second listener.
+    pub(crate) fn attach_at(&mut self, name: &str, address: SocketAddr) -> Vec<TcpListener> {
+        let sockets = group_at(address, u16::try_from(self.slots.len()).expect("few"));
+        let descriptors: Vec<BorrowedFd<'_>> = sockets.iter().map(AsFd::as_fd).collect();
+        self.steering.attach_listener(name, &descriptors).expect("attach");
+        sockets
+    }
+
+    /// Puts the worker's socket in its place.
+    pub(crate) fn put_socket(&mut self, worker: u16) {
+        let socket = self.sockets[usize::from(worker)].as_ref().expect("socket");
+        self.steering.replace_socket("test", worker, socket.as_fd()).expect("replace");
+    }
+
+    /// Leaves a connection waiting for worker 0, longer than the threshold.
+    pub(crate) fn leave_waiting(&self, stall: Duration) -> TcpStream {
+        let before = self.counted(Some(0), Outcome::Own);
+        let stream = TcpStream::connect_timeout(&self.address, DEADLINE).expect("connect");
+        assert_eq!(self.counted(Some(0), Outcome::Own), before + 1);
+        pass(stall);
+        stream
+    }
+
     pub(crate) fn matrix(&self) -> Matrix {
         self.steering.matrix().expect("matrix")
     }
@@ -118,18 +146,35 @@ pub(crate) fn start_workers(steering: &Steering, options: &Options) -> Vec<Worke
         .collect()
 }
 
+/// Connects to the first listener's address, and returns the connection with the index of the socket that accepted it.
+pub(crate) fn connect_and_accept(sockets: &[TcpListener]) -> (TcpStream, usize) {
+    let address = sockets[0].local_addr().expect("address");
+    let stream = TcpStream::connect_timeout(&address, DEADLINE).expect("connect");
+    let accepted = || sockets.iter().position(|socket| socket.accept().is_ok());
+    (stream, until("connection at one of the sockets", accepted))
+}
+
 /// Listening sockets of one SO_REUSEPORT group on loopback.
 pub(crate) fn group(count: u16) -> Vec<TcpListener> {
-    let first = listener(([127, 0, 0, 1], 0).into());
+    group_at(([127, 0, 0, 1], 0).into(), count)
+}
+
+/// Listening sockets of one SO_REUSEPORT group.
+pub(crate) fn group_at(address: SocketAddr, count: u16) -> Vec<TcpListener> {
+    let first = listener(address);
     let address = first.local_addr().expect("address");
     std::iter::once(first).chain((1..count).map(|_| listener(address))).collect()
 }
 
 pub(crate) fn listener(address: SocketAddr) -> TcpListener {
+    listener_with_backlog(address, 1024)
+}
+
+pub(crate) fn listener_with_backlog(address: SocketAddr, backlog: i32) -> TcpListener {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, None).expect("socket");
     socket.set_reuse_port(true).expect("SO_REUSEPORT");
     socket.bind(&address.into()).expect("bind");
-    socket.listen(1024).expect("listen");
+    socket.listen(backlog).expect("listen");
     socket.set_nonblocking(true).expect("non-blocking");
     socket.into()
 }
@@ -145,6 +190,12 @@ pub(crate) fn cpu_count() -> u32 {
     u32::try_from(std::thread::available_parallelism().expect("CPUs").get()).expect("few")
 }
 
+/// Lets more than this time pass on the clock of the program, where time itself is what is tested.
+pub(crate) fn pass(duration: Duration) {
+    let end = monotonic_ns() + u64::try_from(duration.as_nanos()).expect("short");
+    until("end of the wait", || (monotonic_ns() > end).then_some(()));
+}
+
 /// Tries until there is an answer; fails after the deadline.
 pub(crate) fn until<T>(what: &str, mut attempt: impl FnMut() -> Option<T>) -> T {
     let end = Instant::now() + DEADLINE;
@@ -154,5 +205,52 @@ pub(crate) fn until<T>(what: &str, mut attempt: impl FnMut() -> Option<T>) -> T 
         }
         assert!(Instant::now() < end, "within {DEADLINE:?}: no {what}");
         std::thread::yield_now();
+    }
+}
+
+/// Sends single TCP segments over loopback, from a port that no socket has.
+pub(crate) struct RawSender {
+    socket: Socket,
+    to: SocketAddr,
+}
+
+impl RawSender {
+    pub(crate) const SYN: u8 = 0x02;
+    pub(crate) const ACK: u8 = 0x10;
+
+    /// `None`, having said so, without the privilege.
+    pub(crate) fn new(test: &str, to: SocketAddr) -> Option<Self> {
+        match Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::TCP)) {
+            Ok(socket) => Some(Self { socket, to }),
+            Err(error) => {
+                skip(test, &format!("raw socket: {error}"));
+                None
+            }
+        }
+    }
+
+    pub(crate) fn send(&self, flags: u8) {
+        let mut segment = [0u8; 20];
+        // Below the range of ports that the kernel gives to clients.
+        segment[..2].copy_from_slice(&9u16.to_be_bytes());
+        segment[2..4].copy_from_slice(&self.to.port().to_be_bytes());
+        segment[12] = 5 << 4; // length of the header in words
+        segment[13] = flags;
+        segment[14..16].copy_from_slice(&1024u16.to_be_bytes()); // window
+        let checksum = Self::checksum(&segment);
+        segment[16..18].copy_from_slice(&checksum.to_be_bytes());
+        let sent = self.socket.send_to(&segment, &SocketAddr::new(self.to.ip(), 0).into()).expect("send");
+        assert_eq!(sent, segment.len());
+    }
+
+    /// RFC 9293 section 3.1: over the pseudo header of 127.0.0.1 to 127.0.0.1, and the segment.
+    fn checksum(segment: &[u8; 20]) -> u16 {
+        let pseudo = [127, 0, 0, 1, 127, 0, 0, 1, 0, 6, 0, 20];
+        let words = pseudo.chunks(2).chain(segment.chunks(2));
+        let mut sum: u32 = words.map(|word| u32::from(word[0]) << 8 | u32::from(word[1])).sum();
+        while sum > 0xffff {
+            sum = (sum & 0xffff) + (sum >> 16);
+        }
+        !u16::try_from(sum).expect("folded")
     }
 }
