@@ -27,6 +27,12 @@ pub(super) enum Contender {
     HaproxySplice,
     /// nginx
     Nginx,
+    /// underpass as it decides by itself
+    Underpass,
+    /// underpass, copying
+    UnderpassCopy,
+    /// underpass, splicing
+    UnderpassSplice,
 }
 
 /// The programs that have to be installed.
@@ -45,14 +51,19 @@ impl Contender {
     /// What has to be installed for it.
     pub(super) fn tool(self) -> Option<Tool> {
         match self {
-            Self::Floor | Self::FloorSplice => None,
             Self::Haproxy | Self::HaproxySplice => Some(HAPROXY),
             Self::Nginx => Some(NGINX),
+            _ => None,
         }
     }
 
+    /// Whether it is what this workspace builds.
+    pub(super) fn is_underpass(self) -> bool {
+        matches!(self, Self::Underpass | Self::UnderpassCopy | Self::UnderpassSplice)
+    }
+
     /// What it is, with its version.
-    pub(super) fn describe(self) -> Result<String> {
+    pub(super) fn describe(self, launcher: &Launcher) -> Result<String> {
         match self {
             Self::Floor => {
                 Ok("only receives and sends, one backend connection for each client connection".into())
@@ -60,6 +71,9 @@ impl Contender {
             Self::FloorSplice => Ok("the same, and responses go through a pipe of 1 MiB".into()),
             Self::Haproxy | Self::HaproxySplice => first_line(Command::new(path_of(HAPROXY)?).arg("-v")),
             Self::Nginx => first_line(Command::new(path_of(NGINX)?).arg("-v")),
+            Self::Underpass | Self::UnderpassCopy | Self::UnderpassSplice => {
+                first_line(Command::new(launcher.underpass()?).arg("--version"))
+            }
         }
     }
 
@@ -75,6 +89,9 @@ impl Contender {
             Self::Haproxy => Some(haproxy(listen, backend, false)),
             Self::HaproxySplice => Some(haproxy(listen, backend, true)),
             Self::Nginx => Some(nginx(listen, backend, folder)),
+            Self::Underpass => Some(underpass(listen, backend, folder, "auto")),
+            Self::UnderpassCopy => Some(underpass(listen, backend, folder, "copy")),
+            Self::UnderpassSplice => Some(underpass(listen, backend, folder, "splice")),
         }
     }
 
@@ -134,6 +151,9 @@ impl Contender {
             Self::Nginx => {
                 let prefix = launcher.folder.clone().into_os_string();
                 (path_of(NGINX)?, vec!["-p".into(), prefix, "-e".into(), "stderr".into(), "-c".into(), file])
+            }
+            _ if self.is_underpass() => {
+                (launcher.underpass()?.to_owned(), vec!["start".into(), "--config".into(), file])
             }
             // In the foreground; without a master process there is one process to watch.
             _ => (path_of(HAPROXY)?, vec!["-db".into(), "-f".into(), file]),
@@ -239,6 +259,43 @@ http {{
         }}
     }}
 }}
+"
+    )
+}
+
+/// One worker, nothing logged, and nothing added to heads, as the others add nothing. The rest is as it comes.
+fn underpass(listen: SocketAddr, backend: SocketAddr, folder: &Path, redirect: &str) -> String {
+    let folder = folder.display();
+    format!(
+        "\
+workers = 1
+redirect = \"{redirect}\"
+steering = \"off\"
+admin_socket = \"{folder}/admin.sock\"
+via = \"\"
+
+[log]
+level = \"warn\"
+
+[limits]
+connections = 4096
+
+[timeouts]
+drain_ms = 1000
+
+[[listener]]
+name = \"web\"
+address = \"{listen}\"
+default_cluster = \"app\"
+x_forwarded = \"off\"
+forwarded = \"off\"
+request_id = \"off\"
+
+[[cluster]]
+name = \"app\"
+
+[[cluster.backend]]
+address = \"{backend}\"
 "
     )
 }

@@ -117,10 +117,12 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let tools: Vec<Tool> = plan.contenders.iter().filter_map(|contender| contender.tool()).collect();
     ensure_tools(&tools, !options.no_install)?;
     let tool = build("underpass-bench")?;
+    let has_underpass = plan.contenders.iter().any(|contender| contender.is_underpass());
+    let underpass = has_underpass.then(|| build("underpass")).transpose()?;
     // Not before: what cargo starts would inherit the blocked signals.
     process::catch_interrupts()?;
     let folder = tempfile::Builder::new().prefix("underpass-bench-").tempdir()?;
-    let launcher = Launcher { tool, folder: folder.path().to_owned() };
+    let launcher = Launcher { tool, underpass, folder: folder.path().to_owned() };
     let cores = Cores::choose()?;
     cores.step_aside()?;
     let bench = Bench::new(&plan, launcher, cores)?;
@@ -259,7 +261,10 @@ impl<'a> Bench<'a> {
         let folder = &self.launcher.folder;
         let describe = |&contender: &Contender| {
             let configuration = contender.configuration(example, self.backend_address, folder);
-            Ok((contender, figures::Description { version: contender.describe()?, configuration }))
+            Ok((
+                contender,
+                figures::Description { version: contender.describe(&self.launcher)?, configuration },
+            ))
         };
         self.plan.contenders.iter().map(describe).collect()
     }

@@ -65,6 +65,8 @@ pub(super) fn wait_for<T>(
 pub(super) struct Launcher {
     /// The binary `underpass-bench`.
     pub(super) tool: PathBuf,
+    /// The binary `underpass`, if it is among the contenders.
+    pub(super) underpass: Option<PathBuf>,
     /// Folder for configurations and output.
     pub(super) folder: PathBuf,
 }
@@ -79,6 +81,11 @@ pub(super) struct Process {
 }
 
 impl Launcher {
+    /// The binary `underpass`.
+    pub(super) fn underpass(&self) -> Result<&Path> {
+        self.underpass.as_deref().context("underpass was not built")
+    }
+
     /// Starts a program on one core.
     pub(super) fn start(
         &self,

@@ -15,7 +15,7 @@ use serde::Serialize;
 use underpass_bench::report::LoadReport;
 
 use super::process::{Launcher, wait_for};
-use crate::tools::find;
+use crate::tools::{find, is_root};
 
 /// What counts.
 #[derive(Clone, Debug)]
@@ -105,6 +105,12 @@ impl Counter {
             Self::Strace(strace) => count_by_strace(strace, launcher, core, workers, load),
         }
     }
+}
+
+/// Whether an ordinary user may trace processes that are not its children.
+fn may_trace() -> bool {
+    // Without the file there is no such restriction.
+    fs::read_to_string("/proc/sys/kernel/yama/ptrace_scope").map_or(true, |text| text.trim() == "0")
 }
 
 fn count_by_perf(
