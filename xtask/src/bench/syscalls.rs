@@ -84,7 +84,8 @@ impl Counter {
             }
         }
         match find("strace") {
-            Some(strace) => Ok(Self::Strace(strace)),
+            Some(strace) if is_root() || may_trace() => Ok(Self::Strace(strace)),
+            Some(_) => Err("perf needs root here, and so does strace (kernel.yama.ptrace_scope)".into()),
             None => {
                 Err("neither perf (usable as root; package linux-perf) nor strace (package strace) is there"
                     .into())
