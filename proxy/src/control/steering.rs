@@ -1,61 +1,253 @@
 //! The supervisor's hold on the steering program. Without it the kernel spreads connections by its own hash.
 
-use std::os::fd::OwnedFd;
+use std::collections::BTreeMap;
+use std::future::pending;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
-use underpass_command::api::{Probe, SteeringStatus};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use underpass_command::api::{Probe, SteeringRow, SteeringStatus};
 use underpass_command::state::SteeringPolicy;
+use underpass_loader::{
+    Capability, LoadError, LogLine, Matrix, Options, Outcome, Policy, Steering as Program, SteeringLog, probe,
+};
 
 use super::commands::Failure;
 use super::sockets::ListenerSockets;
+use super::spawn::watch;
 
 /// The steering program, or why there is none.
 #[derive(Debug)]
 pub(super) struct Steering {
     policy: SteeringPolicy,
-    reason: Option<String>,
+    loaded: Result<Loaded, String>,
+    probes: Vec<Probe>,
+}
+
+#[derive(Debug)]
+struct Loaded {
+    program: Program,
+    workers: u16,
+    slots: Arc<OwnedFd>,
+    log: Option<(SteeringLog, AsyncFd<OwnedFd>)>,
+    /// What is missing although the program runs.
+    reduced: Option<String>,
 }
 
 impl Steering {
     /// Loads the program and attaches it to each listener's group.
+    ///
+    /// Also for the policy `off`, so that another can be chosen while the proxy runs.
     pub(super) fn start(
         policy: SteeringPolicy,
-        _cpus: &[Option<u16>],
-        _generation: u32,
-        _listeners: &[ListenerSockets],
+        cpus: &[Option<u16>],
+        generation: u32,
+        listeners: &[ListenerSockets],
     ) -> Self {
-        Self { policy, reason: Some("this version has no steering program".into()) }
+        let probes = probe().capabilities.into_iter().map(to_probe).collect();
+        let loaded = load(policy, cpus, generation, listeners).map_err(|error| error.to_string());
+        match &loaded {
+            Ok(Loaded { reduced: None, .. }) => tracing::info!("steering: policy {policy}, by BPF"),
+            Ok(Loaded { reduced: Some(reason), .. }) => {
+                tracing::info!("steering: policy {policy}, by BPF, but reduced: {reason}");
+            }
+            Err(reason) if policy == SteeringPolicy::Off => {
+                tracing::info!("steering: off, and only off: {reason}");
+            }
+            Err(reason) => {
+                tracing::warn!("steering: {reason}; the kernel spreads connections by its own hash");
+            }
+        }
+        Self { policy, loaded, probes }
     }
 
     /// The map through which workers tell the program how they are.
     pub(super) fn slots(&self) -> Option<Arc<OwnedFd>> {
-        None
+        self.loaded.as_ref().ok().map(|loaded| Arc::clone(&loaded.slots))
     }
 
     /// Tells the program that a worker has no process.
-    pub(super) fn worker_down(&self, _worker: usize) {}
+    pub(super) fn worker_down(&mut self, worker: usize) {
+        let Ok(loaded) = &mut self.loaded else { return };
+        if let Err(error) = u16::try_from(worker).map_or(Ok(()), |worker| loaded.program.reset_worker(worker))
+        {
+            tracing::error!(worker, "steering: {error}");
+        }
+    }
 
     pub(super) fn set_policy(&mut self, policy: SteeringPolicy) -> Result<(), Failure> {
-        if let Some(reason) = &self.reason
-            && policy != SteeringPolicy::Off
-        {
+        let refused = |reason: &dyn std::fmt::Display| {
             let text = format!("steering policy \"{policy}\" cannot be had: {reason}");
-            return Err(Failure::new(409, text, "the kernel's own hash stays in use"));
+            Failure::new(409, text, format!("the policy stays {}", self.policy))
+        };
+        match &mut self.loaded {
+            Ok(loaded) => loaded.program.set_policy(to_loader(policy)).map_err(|error| refused(&error))?,
+            Err(reason) if policy != SteeringPolicy::Off => return Err(refused(reason)),
+            Err(_) => {}
         }
         self.policy = policy;
         Ok(())
     }
 
     pub(super) fn status(&self) -> SteeringStatus {
-        SteeringStatus {
-            policy: self.policy,
-            active: false,
-            reason: self.reason.clone(),
-            ..SteeringStatus::default()
+        let mut status = SteeringStatus { policy: self.policy, ..SteeringStatus::default() };
+        match &self.loaded {
+            Err(reason) => status.reason = Some(reason.clone()),
+            Ok(loaded) => {
+                status.active = self.policy != SteeringPolicy::Off;
+                status.reduced.clone_from(&loaded.reduced);
+                match loaded.program.matrix() {
+                    Ok(matrix) => add_matrix(&mut status, &matrix, loaded.workers),
+                    Err(error) => tracing::error!("steering: {error}"),
+                }
+            }
         }
+        status
     }
 
     pub(super) fn probes(&self) -> &[Probe] {
-        &[]
+        &self.probes
+    }
+
+    /// Waits until the program has logged something, and passes it on.
+    pub(super) async fn pass_on_log(&mut self) {
+        let Ok(Loaded { log: Some((log, readiness)), .. }) = &mut self.loaded else { return pending().await };
+        match readiness.readable().await {
+            Ok(mut ready) => {
+                log.drain().iter().for_each(pass_on);
+                ready.clear_ready();
+            }
+            Err(error) => {
+                tracing::error!("steering: its log cannot be read: {error}");
+                pending::<()>().await;
+            }
+        }
+    }
+}
+
+fn pass_on(line: &LogLine) {
+    if line.warning {
+        tracing::warn!("steering: {}", line.text);
+    } else {
+        tracing::info!("steering: {}", line.text);
+    }
+}
+
+fn load(
+    policy: SteeringPolicy,
+    cpus: &[Option<u16>],
+    generation: u32,
+    listeners: &[ListenerSockets],
+) -> Result<Loaded, LoadError> {
+    let workers = u16::try_from(cpus.len()).unwrap_or(u16::MAX);
+    let mut options = Options::new(workers);
+    options.policy = to_loader(policy);
+    options.generation = generation;
+    options.listeners_max = u16::try_from(listeners.len()).unwrap_or(u16::MAX).max(1);
+    let mut program = Program::load(&options)?;
+    program.set_cpus(&cpu_table(cpus))?;
+    for listener in listeners {
+        let sockets: Vec<BorrowedFd<'_>> =
+            listener.sockets.iter().flatten().map(|socket| socket.as_fd()).collect();
+        program.attach_listener(&listener.name, &sockets)?;
+    }
+    let step = |step: &str, error: io::Error| LoadError::Step { step: step.into(), error: error.to_string() };
+    let slots = program.slots_fd().try_clone_to_owned().map_err(|error| step("duplicating a map", error))?;
+    let log = match program.take_log() {
+        None => None,
+        Some(log) => {
+            let readiness = watch(log.as_fd(), Interest::READABLE);
+            Some((log, readiness.map_err(|error| step("watching the program's log", error))?))
+        }
+    };
+    let reduced = program.reduced().map(str::to_owned);
+    Ok(Loaded { program, workers, slots: Arc::new(slots), log, reduced })
+}
+
+/// The worker of each CPU; where several share one, the first.
+fn cpu_table(cpus: &[Option<u16>]) -> Vec<(u32, u16)> {
+    let mut table = BTreeMap::new();
+    for (worker, cpu) in (0..).zip(cpus) {
+        if let Some(cpu) = cpu {
+            table.entry(u32::from(*cpu)).or_insert(worker);
+        }
+    }
+    table.into_iter().collect()
+}
+
+fn add_matrix(status: &mut SteeringStatus, matrix: &Matrix, workers: u16) {
+    let mut rows: BTreeMap<u32, SteeringRow> = BTreeMap::new();
+    for cell in &matrix.cells {
+        let row = rows.entry(cell.cpu).or_insert_with(|| SteeringRow {
+            cpu: cell.cpu,
+            workers: vec![0; usize::from(workers)],
+            kernel: 0,
+        });
+        match cell.worker.and_then(|worker| row.workers.get_mut(usize::from(worker))) {
+            Some(count) => *count += cell.count,
+            None => row.kernel += cell.count,
+        }
+        *status.outcomes.entry(outcome_name(cell.outcome).to_owned()).or_default() += cell.count;
+    }
+    status.matrix = rows.into_values().collect();
+}
+
+/// How a connection found its worker, as the admin API says it.
+fn outcome_name(outcome: Outcome) -> &'static str {
+    match outcome {
+        Outcome::Own => "own",
+        Outcome::Unmapped => "unmapped",
+        Outcome::Down => "down",
+        Outcome::Generation => "generation",
+        Outcome::Overloaded => "overloaded",
+        Outcome::Stalled => "stalled",
+        Outcome::Empty => "empty",
+        Outcome::Off => "off",
+    }
+}
+
+fn to_loader(policy: SteeringPolicy) -> Policy {
+    match policy {
+        SteeringPolicy::Cpu => Policy::Cpu,
+        SteeringPolicy::RxQueue => Policy::RxQueue,
+        SteeringPolicy::Hash => Policy::Hash,
+        SteeringPolicy::Off => Policy::Off,
+    }
+}
+
+fn to_probe(capability: Capability) -> Probe {
+    let Capability { name, available, detail, remedy, .. } = capability;
+    let detail = if available || remedy.is_empty() { detail } else { format!("{detail}; {remedy}") };
+    Probe { name: name.to_owned(), available, detail }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_of_several_workers_has_the_cpu() {
+        assert_eq!(cpu_table(&[Some(3), Some(1), Some(3), None]), [(1, 1), (3, 0)]);
+    }
+
+    #[test]
+    fn policies_have_the_same_names_everywhere() {
+        for policy in SteeringPolicy::ALL {
+            assert_eq!(policy.name(), to_loader(*policy).name());
+        }
+    }
+
+    #[test]
+    fn a_missing_capability_says_what_to_do() {
+        let capability = Capability {
+            name: "privileges",
+            available: false,
+            required: true,
+            detail: "no CAP_BPF".into(),
+            remedy: "run as root".into(),
+        };
+        assert_eq!(to_probe(capability).detail, "no CAP_BPF; run as root");
     }
 }

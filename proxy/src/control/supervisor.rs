@@ -136,6 +136,7 @@ impl Supervisor {
                     tracing::warn!("SIGHUP is ignored: the configuration is never read again; restart to change it");
                 }
                 _ = self.signals.user1.recv() => self.reopen_logs(),
+                () = self.steering.pass_on_log() => {}
                 () = sleep_until_some(next) => self.on_time(),
             }
         }

@@ -12,7 +12,7 @@ use super::backend::PERIOD;
 use crate::control::allowed_cpus;
 
 /// Requests on one connection; then a new one shows where it is steered to.
-const REQUESTS_PER_CONNECTION: u64 = 50;
+const REQUESTS_PER_CONNECTION: u64 = 20;
 /// Between two requests: this is to be looked at, not a benchmark.
 const PAUSE: Duration = Duration::from_millis(1);
 /// After a failure.

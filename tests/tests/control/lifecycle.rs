@@ -6,7 +6,7 @@ use std::sync::{Arc, Condvar, Mutex};
 
 use nix::sys::signal::Signal;
 use underpass_command::api::{RedirectChange, RedirectScope};
-use underpass_command::state::{AccessLogFormat, RedirectMode};
+use underpass_command::state::{AccessLogFormat, RedirectMode, SteeringPolicy};
 use underpass_tests::proxy::Setup;
 use underpass_tests::{Backend, Peer, Proxy, until};
 
@@ -59,8 +59,22 @@ impl Drop for Held {
 
 #[test]
 fn a_killed_worker_is_replaced_and_its_sockets_stay() {
+    kill_and_replace(SteeringPolicy::Off);
+}
+
+/// Where BPF can be had: else the policy makes no difference, which is a result too.
+#[test]
+fn a_killed_worker_is_replaced_under_steering() {
+    kill_and_replace(SteeringPolicy::Cpu);
+}
+
+#[track_caller]
+fn kill_and_replace(policy: SteeringPolicy) {
     let backend = hello();
-    let setup = Setup::to(&[backend.address()]).expect_log("worker died: killed by signal SIGKILL");
+    let setup = Setup::to(&[backend.address()])
+        .with(|state| state.settings.steering = policy)
+        .expect_log("worker died: killed by signal SIGKILL")
+        .expect_log("steering: ");
     let proxy = setup.start();
     let before = proxy.worker_pids();
     signal_worker(&proxy, 0, Signal::SIGSTOP);
@@ -72,7 +86,11 @@ fn a_killed_worker_is_replaced_and_its_sockets_stay() {
     until_restarted(&proxy, 0, 1);
     assert_ne!(proxy.worker_pids(), before);
     assert_eq!(proxy.status().workers[0].last_exit.as_deref(), Some("killed by signal SIGKILL"));
+    let mut late = Peer::connect(proxy.address());
+    late.send(GET);
+    assert_eq!(late.response().text(), "hello");
     drop(early);
+    drop(late);
     proxy.stop();
 }
 
