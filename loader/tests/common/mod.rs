@@ -237,20 +237,22 @@ impl RawSender {
         segment[12] = 5 << 4; // length of the header in words
         segment[13] = flags;
         segment[14..16].copy_from_slice(&1024u16.to_be_bytes()); // window
-        let checksum = Self::checksum(&segment);
+        // RFC 9293 section 3.1: over the addresses, the protocol, the length, and the segment.
+        let mut pseudo = [0u8; 32];
+        pseudo[..12].copy_from_slice(&[127, 0, 0, 1, 127, 0, 0, 1, 0, 6, 0, 20]);
+        pseudo[12..].copy_from_slice(&segment);
+        let checksum = checksum(&pseudo);
         segment[16..18].copy_from_slice(&checksum.to_be_bytes());
         let sent = self.socket.send_to(&segment, &SocketAddr::new(self.to.ip(), 0).into()).expect("send");
         assert_eq!(sent, segment.len());
     }
+}
 
-    /// RFC 9293 section 3.1: over the pseudo header of 127.0.0.1 to 127.0.0.1, and the segment.
-    fn checksum(segment: &[u8; 20]) -> u16 {
-        let pseudo = [127, 0, 0, 1, 127, 0, 0, 1, 0, 6, 0, 20];
-        let words = pseudo.chunks(2).chain(segment.chunks(2));
-        let mut sum: u32 = words.map(|word| u32::from(word[0]) << 8 | u32::from(word[1])).sum();
-        while sum > 0xffff {
-            sum = (sum & 0xffff) + (sum >> 16);
-        }
-        !u16::try_from(sum).expect("folded")
+/// RFC 1071: of an even number of bytes.
+pub(crate) fn checksum(bytes: &[u8]) -> u16 {
+    let mut sum: u32 = bytes.chunks(2).map(|word| u32::from(word[0]) << 8 | u32::from(word[1])).sum();
+    while sum > 0xffff {
+        sum = (sum & 0xffff) + (sum >> 16);
     }
+    !u16::try_from(sum).expect("folded")
 }
