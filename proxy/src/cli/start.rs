@@ -72,13 +72,15 @@ fn choose_socket(state: &mut State) {
 
 /// The log of this process goes to its standard error; `RUST_LOG` is preferred to the configured level.
 pub(super) fn start_log(level: &str) -> Result<(), Failure> {
-    let filter = match std::env::var("RUST_LOG") {
-        Ok(filter) if !filter.is_empty() => EnvFilter::try_new(&filter)
-            .map_err(|error| Failure::usage(format!("RUST_LOG=\"{filter}\": {error}; use info, or debug")))?,
-        _ => EnvFilter::try_new(level).map_err(|error| {
-            Failure::usage(format!("settings.log.level = \"{level}\": {error}; use info, or debug"))
-        })?,
+    let (source, text) = match std::env::var("RUST_LOG") {
+        Ok(text) if !text.is_empty() => ("RUST_LOG", text),
+        _ => ("log.level", level.to_owned()),
     };
+    // What the BPF library says of each relocation is for those who ask for it by its name.
+    let quiet = if text.contains("aya") { "" } else { ",aya=info,aya_obj=info" };
+    let filter = EnvFilter::try_new(text.clone() + quiet).map_err(|error| {
+        Failure::usage(format!("{source} = \"{text}\": {error}; use a level such as info, or a filter such as warn,underpass=debug"))
+    })?;
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_target(false)

@@ -3,7 +3,7 @@
 use nix::sched::{CpuSet, sched_getaffinity};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::unistd::{Pid, User};
-use underpass_command::state::Limits;
+use underpass_command::state::{Limits, SteeringPolicy};
 
 /// Descriptors of a worker that are neither connections nor pipes: listeners, epoll, log, control channel, maps.
 const DESCRIPTORS_OTHER: u64 = 64;
@@ -21,6 +21,22 @@ pub(crate) fn allowed_cpus() -> Vec<u16> {
 pub(super) fn assign_cpus(workers: u16, allowed: &[u16]) -> Vec<Option<u16>> {
     let count = if workers == 0 { allowed.len().max(1) } else { usize::from(workers) };
     (0..count).map(|index| allowed.get(index % allowed.len().max(1)).copied()).collect()
+}
+
+/// What is wrong with the number of workers, if anything is: steering by CPU knows one worker of each.
+pub(super) fn idle_workers(policy: SteeringPolicy, cpus: &[Option<u16>]) -> Option<String> {
+    let by_cpu = matches!(policy, SteeringPolicy::Cpu | SteeringPolicy::RxQueue);
+    let mut used: Vec<u16> = cpus.iter().flatten().copied().collect();
+    used.sort_unstable();
+    used.dedup();
+    (by_cpu && !used.is_empty() && used.len() < cpus.len()).then(|| {
+        format!(
+            "{} workers share {} CPUs: with steering policy {policy} only the first worker of each CPU gets connections; \
+             set workers = 0, or steering = \"hash\"",
+            cpus.len(),
+            used.len()
+        )
+    })
 }
 
 /// Raises the soft limit of open descriptors to the hard one, which workers inherit; returns the limit.
@@ -98,6 +114,16 @@ mod tests {
     fn without_knowledge_of_cpus_workers_are_not_pinned() {
         assert_eq!(assign_cpus(0, &[]), [None]);
         assert_eq!(assign_cpus(2, &[]), [None, None]);
+    }
+
+    #[test]
+    fn workers_that_steering_would_leave_idle_are_told() {
+        let shared = [Some(0), Some(1), Some(0)];
+        let text = idle_workers(SteeringPolicy::Cpu, &shared).expect("worker 2 is idle");
+        assert!(text.contains("3 workers share 2 CPUs"), "{text}");
+        assert_eq!(idle_workers(SteeringPolicy::Hash, &shared), None);
+        assert_eq!(idle_workers(SteeringPolicy::Cpu, &shared[..2]), None);
+        assert_eq!(idle_workers(SteeringPolicy::Cpu, &[None, None]), None);
     }
 
     #[test]

@@ -4,6 +4,33 @@
 //! Everything runs on one thread: [`supervisor`] is the loop that owns all state; one task per worker process ([`link`])
 //! and one per connection of the admin API ([`admin`]) talk to it over bounded channels. Only the access log has a thread
 //! of its own, because files block.
+//!
+//! A program of one's own becomes a proxy in a few lines. The workers are the same executable:
+//!
+//! ```no_run
+//! use std::process::ExitCode;
+//! use underpass::{config, control, worker};
+//!
+//! fn main() -> ExitCode {
+//!     if std::env::args_os().nth(1).is_some_and(|argument| argument == worker::WORKER_ARGUMENT) {
+//!         return worker::run_from_environment();
+//!     }
+//!     let state = match config::load("proxy.toml".as_ref()) {
+//!         Ok(state) => state,
+//!         Err(errors) => {
+//!             eprintln!("{errors}");
+//!             return ExitCode::from(2);
+//!         }
+//!     };
+//!     match control::run(state, control::Options::default()) {
+//!         Ok(()) => ExitCode::SUCCESS,
+//!         Err(error) => {
+//!             eprintln!("{error}");
+//!             ExitCode::FAILURE
+//!         }
+//!     }
+//! }
+//! ```
 
 mod access_log;
 mod admin;
@@ -38,7 +65,7 @@ use crate::metrics::{Block, BlockError};
 /// How a proxy is run, apart from its configured state.
 #[derive(Debug)]
 pub struct Options {
-    /// The executable that workers run: it must become a worker when its first argument is
+    /// The executable that workers run: it must call [`crate::worker::run_from_environment`] when its first argument is
     /// [`crate::worker::WORKER_ARGUMENT`].
     pub executable: PathBuf,
     /// Gets the proxy's handle once every worker accepts connections.

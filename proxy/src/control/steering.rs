@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::future::pending;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -23,7 +23,8 @@ use super::spawn::watch;
 pub(super) struct Steering {
     policy: SteeringPolicy,
     loaded: Result<Loaded, String>,
-    probes: Vec<Probe>,
+    /// Comes a moment after the start: trying takes longer than loading.
+    probes: Arc<OnceLock<Vec<Probe>>>,
 }
 
 #[derive(Debug)]
@@ -46,7 +47,6 @@ impl Steering {
         generation: u32,
         listeners: &[ListenerSockets],
     ) -> Self {
-        let probes = probe().capabilities.into_iter().map(to_probe).collect();
         let loaded = load(policy, cpus, generation, listeners).map_err(|error| error.to_string());
         match &loaded {
             Ok(Loaded { reduced: None, .. }) => tracing::info!("steering: policy {policy}, by BPF"),
@@ -60,7 +60,7 @@ impl Steering {
                 tracing::warn!("steering: {reason}; the kernel spreads connections by its own hash");
             }
         }
-        Self { policy, loaded, probes }
+        Self { policy, loaded, probes: start_probes() }
     }
 
     /// The map through which workers tell the program how they are.
@@ -107,8 +107,9 @@ impl Steering {
         status
     }
 
+    /// What the kernel and the privileges of this process allow.
     pub(super) fn probes(&self) -> &[Probe] {
-        &self.probes
+        self.probes.get().map_or(&[], Vec::as_slice)
     }
 
     /// Waits until the program has logged something, and passes it on.
@@ -125,6 +126,19 @@ impl Steering {
             }
         }
     }
+}
+
+fn start_probes() -> Arc<OnceLock<Vec<Probe>>> {
+    let probes = Arc::new(OnceLock::new());
+    let result = Arc::clone(&probes);
+    let started = std::thread::Builder::new().name("probes".into()).spawn(move || {
+        // Set here only.
+        let _ = result.set(probe().capabilities.into_iter().map(to_probe).collect());
+    });
+    if let Err(error) = started {
+        tracing::warn!("what the kernel allows is not probed: {error}");
+    }
+    probes
 }
 
 fn pass_on(line: &LogLine) {

@@ -18,7 +18,9 @@ use super::access_log::AccessLog;
 use super::admin;
 use super::commands::{Handle, Pending, Request};
 use super::link::{Event, Letter, Link, Source, Told};
-use super::machine::{allowed_cpus, assign_cpus, check_user, descriptor_shortage, raise_descriptor_limit};
+use super::machine::{
+    allowed_cpus, assign_cpus, check_user, descriptor_shortage, idle_workers, raise_descriptor_limit,
+};
 use super::sockets::{self, ListenerSockets};
 use super::status::clear_gauges;
 use super::steering::Steering;
@@ -83,6 +85,9 @@ impl Supervisor {
         // Before anything is started that a signal would have to end.
         let signals = Signals::new().map_err(ControlError::system("signal handlers"))?;
         let cpus = assign_cpus(settings.workers, &allowed_cpus());
+        if let Some(text) = idle_workers(settings.steering, &cpus) {
+            tracing::warn!("{text}");
+        }
         let generation = 1;
         let (handle, requests) = Handle::new();
         let mut admin = admin::Server::bind(&settings.admin_socket)?;

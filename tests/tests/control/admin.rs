@@ -9,7 +9,7 @@ use underpass_command::api::{RedirectChange, RedirectScope, SteeringChange};
 use underpass_command::state::{RedirectMode, SteeringPolicy};
 use underpass_command::{Client, ClientError};
 use underpass_tests::proxy::Setup;
-use underpass_tests::{Backend, PATIENCE, Peer, Proxy};
+use underpass_tests::{Backend, PATIENCE, Peer, Proxy, until};
 
 use crate::{GET, HELLO, signal_worker};
 
@@ -56,6 +56,9 @@ fn the_status_tells_what_runs() {
     assert_ne!(status.listeners[0].address.port(), 0);
     assert_eq!(status.total.refused_requests.get("space_before_colon"), Some(&1), "{status:?}");
     assert!(status.total.latency.count >= 1);
+    let probes =
+        until("the probes are done", || Some(proxy.status().probes).filter(|probes| !probes.is_empty()));
+    assert!(probes.iter().any(|probe| probe.name == "kernel" && !probe.detail.is_empty()), "{probes:?}");
     assert!(status.total.latency.p50_us <= status.total.latency.p999_us);
     let per_worker: u64 = status.workers.iter().map(|worker| worker.counters.value("requests")).sum();
     assert_eq!(per_worker, status.total.value("requests"));

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
@@ -10,7 +11,7 @@ use serde_json::Value;
 use underpass_command::Client;
 use underpass_command::state::{Backend as BackendState, Cluster, Listener, State, SteeringPolicy};
 use underpass_tests::proxy::{Setup, executable, send_signal};
-use underpass_tests::{Backend, Proxy, until};
+use underpass_tests::{Backend, PATIENCE, Proxy, until};
 
 use crate::{HELLO, text, underpass};
 
@@ -63,6 +64,31 @@ pub(crate) fn run_until_ready(socket: &Path, backend: SocketAddr, look: impl FnO
     send_signal(child.id(), Signal::SIGTERM);
     let status = until("it ends", || child.try_wait().expect("a child"));
     assert!(status.success(), "{status}");
+}
+
+#[test]
+fn systemd_is_told_of_start_and_end() {
+    let backend = Backend::answering(HELLO);
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let notify = UnixDatagram::bind(folder.path().join("notify")).expect("a socket");
+    notify.set_read_timeout(Some(PATIENCE)).expect("a read timeout");
+    let next = || {
+        let mut buffer = [0; 256];
+        let length = notify.recv(&mut buffer).expect("a notification");
+        String::from_utf8_lossy(&buffer[..length]).trim().to_owned()
+    };
+    let config = write_config(&folder.path().join("admin.sock"), any_port(), backend.address());
+    let mut child = Command::new(executable())
+        .args(["start", "--config", &config])
+        .env("NOTIFY_SOCKET", folder.path().join("notify"))
+        .stdin(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("started");
+    assert_eq!(next(), "READY=1");
+    send_signal(child.id(), Signal::SIGTERM);
+    assert_eq!(next(), "STOPPING=1");
+    assert!(until("it ends", || child.try_wait().expect("a child")).success());
 }
 
 #[test]

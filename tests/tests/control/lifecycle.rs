@@ -234,6 +234,20 @@ fn a_hangup_is_ignored_and_said() {
 }
 
 #[test]
+fn the_access_log_can_be_the_standard_output() {
+    let backend = hello();
+    let setup =
+        Setup::to(&[backend.address()]).with(|state| state.settings.log.access = AccessLogFormat::Text);
+    let proxy = setup.start();
+    let mut client = Peer::connect(proxy.address());
+    client.send("GET /printed HTTP/1.1\r\nHost: test\r\n\r\n");
+    client.response();
+    until("the line is printed", || proxy.log().contains("/printed").then_some(()));
+    drop(client);
+    proxy.stop();
+}
+
+#[test]
 fn the_access_log_survives_a_worker_and_is_opened_anew() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let (path, old) = (folder.path().join("access.log"), folder.path().join("access.log.1"));

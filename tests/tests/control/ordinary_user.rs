@@ -79,7 +79,11 @@ fn it_runs_without_bpf_and_says_so() {
          [[cluster]]\nname = \"app\"\n[[cluster.backend]]\naddress = \"{}\"\n",
         backend.address()
     ));
-    let child = home.command(&["start", "--config", &config]).spawn().expect("setpriv of util-linux");
+    let child = home
+        .command(&["start", "--config", &config])
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("setpriv of util-linux");
     let socket = home.run().join("underpass/admin.sock");
     let client = Client::new(&socket);
     let status = until("it answers", || client.status().ok());
