@@ -8,7 +8,7 @@ use underpass_bench::report::{LoadReport, ProcessTime};
 
 use super::contender::Contender;
 use super::machine::{Cores, Machine};
-use super::statistics::{Ratio, Spread};
+use super::statistics::{Ratio, Spread, Verdict};
 use super::syscalls::Count;
 
 /// One contender, one size, one round.
@@ -197,7 +197,7 @@ impl Results {
     }
 
     /// The cost of a contender in proportion to another's, round by round; rounds in which both were undisturbed if
-    /// there are any.
+    /// there are any. If not, there is a ratio, but no verdict.
     pub(super) fn ratio(
         &self,
         size: usize,
@@ -214,7 +214,8 @@ impl Results {
             }
             pairs
         };
-        Ratio::of(&pairs(false)).or_else(|| Ratio::of(&pairs(true)))
+        let disturbed = || Some(Ratio { verdict: Verdict::Disturbed, ..Ratio::of(&pairs(true))? });
+        Ratio::of(&pairs(false)).or_else(disturbed)
     }
 }
 
@@ -287,6 +288,14 @@ pub(super) mod tests {
         assert_eq!(median(vec![quiet, disturbed.clone()]), Some((10.0, 1, 1)));
         assert_eq!(median(vec![disturbed]), Some((90.0, 1, 1)));
         assert_eq!(median(Vec::new()), None);
+    }
+
+    #[test]
+    fn disturbed_rounds_alone_give_no_verdict() {
+        let disturbed = |contender, cost| (0..6).map(move |round| run(round, contender, cost, 500));
+        let runs = disturbed(Contender::Floor, 10).chain(disturbed(Contender::Haproxy, 20)).collect();
+        let ratio = results(runs).ratio(1024, Contender::Haproxy, Contender::Floor, Run::proxy_us);
+        assert_eq!(ratio.map(|ratio| (ratio.median, ratio.verdict)), Some((2.0, Verdict::Disturbed)));
     }
 
     #[test]

@@ -188,12 +188,13 @@ fn ratio_table(results: &Results, size: usize, name: &str, cost: Cost) -> Vec<Ve
     rows
 }
 
-/// `1.27 [1.25, 1.30]`, with `~` behind it when the difference is within the noise and `?` when that can't be told.
+/// `1.27 [1.25, 1.30]`, with `~` behind it when the difference is within the noise `?` or `!` when that can't be told.
 fn ratio_text(ratio: Ratio) -> String {
     let sign = match ratio.verdict {
         Verdict::Less | Verdict::More => "",
         Verdict::WithinNoise => " ~",
         Verdict::TooFewRounds => " ?",
+        Verdict::Disturbed => " !",
     };
     format!("{:.2} [{:.2}, {:.2}]{sign}", ratio.median, ratio.low, ratio.high)
 }
@@ -231,7 +232,7 @@ fn notes(results: &Results) -> Vec<String> {
     if results.runs.iter().any(|run| results.is_disturbed(run)) {
         notes.push(
             "Rounds in which other processes used the machine are left out (\"7 of 9\"); with \"!\" there were no others, \
-             and those figures are not worth much."
+             and those figures and ratios are not worth much."
                 .into(),
         );
     }

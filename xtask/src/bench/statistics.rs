@@ -55,6 +55,8 @@ pub(super) enum Verdict {
     WithinNoise,
     /// Too few rounds for an interval of 95 %.
     TooFewRounds,
+    /// Others used the machine in every round.
+    Disturbed,
 }
 
 impl Ratio {
