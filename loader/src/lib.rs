@@ -3,12 +3,13 @@
 //! - [`probe()`] says what the running kernel and this process's privileges allow, and why not.
 //! - [`Steering`] is the supervisor's side: it loads the program `steer`, and binds listeners and workers to it.
 //! - [`WorkerSlot`] is a worker's side: all it needs is one descriptor, and no privilege.
-
+//! - [`nic`] reads how the queues of network interfaces are spread over CPUs, and what to change.
 #![deny(unsafe_code)]
 
 mod btf;
 mod error;
 mod log;
+pub mod nic;
 
 mod pod;
 mod probe;
