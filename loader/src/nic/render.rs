@@ -38,7 +38,7 @@ impl Report {
         let threaded = if *threaded { ", threaded" } else { "" };
         writeln!(
             f,
-            "{name} (index {index}, {driver}{threaded}): {} RX queues, {} TX queues",
+            "{name} (index {index}, {driver}{threaded}): RX queues {}, TX queues {}",
             rx.len(),
             tx.len()
         )?;
