@@ -142,7 +142,7 @@ fn a_field_that_is_none() {
         line("X : 1", "space_before_colon"),
         line("X\t: 1", "space_before_colon"),
         line(": 1", "field_name_empty"),
-        line("X Y: 1", "field_name_invalid"),
+        line("X Y: 1", "space_before_colon"),
         line("X(: 1", "field_name_invalid"),
         line("X\0: 1", "field_name_invalid"),
         line("X", "field_name_invalid"),
@@ -359,15 +359,12 @@ fn a_body_of_unknown_length_where_the_cluster_wants_one() {
 
 #[test]
 fn a_cluster_without_backends() {
-    let none = |setup: Setup| setup.with(|state| state.clusters[0].backends.clear());
-    let backend = Backend::answering(OK);
-    let proxy = none(Setup::to(&[backend.address()])).start();
+    let proxy = Setup::to(&[]).expect_log("has no backend").start();
     let mut client = Peer::connect(proxy.address());
     client.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n");
     assert_eq!(client.response().status(), 503);
     assert_eq!(proxy.refused_requests("backend_missing"), 1);
     drop(client);
-    backend.expect_untouched();
     proxy.stop();
 }
 

@@ -35,7 +35,7 @@ fn a_status_line_that_is_none() {
         (b"SECRET\r\n\r\n", "version_malformed"),
         (b"HTTP/2.0 200 OK\r\nContent-Length: 6\r\n\r\nSECRET", "version_unsupported"),
         (b"HTTP/1.1 20 OK\r\nContent-Length: 6\r\n\r\nSECRET", "status_malformed"),
-        (b"HTTP/1.1 2000 OK\r\nContent-Length: 6\r\n\r\nSECRET", "status_malformed"),
+        (b"HTTP/1.1 2000 OK\r\nContent-Length: 6\r\n\r\nSECRET", "start_line_malformed"),
         (b"HTTP/1.1 099 OK\r\nContent-Length: 6\r\n\r\nSECRET", "status_malformed"),
         (b"HTTP/1.1 abc OK\r\nContent-Length: 6\r\n\r\nSECRET", "status_malformed"),
         (b"HTTP/1.1 200 OK\nContent-Length: 6\r\n\r\nSECRET", "bare_lf"),

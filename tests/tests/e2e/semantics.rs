@@ -98,6 +98,34 @@ fn trailers_pass_in_both_directions() {
     }
 }
 
+#[test]
+fn what_the_client_says_of_itself_stands_before_what_the_proxy_says() {
+    use underpass_command::state::ForwardedFields;
+    let backend = Backend::answering(OK);
+    let proxy = Setup::to(&[backend.address()])
+        .with(|state| state.listeners[0].forwarded = ForwardedFields::Append)
+        .start();
+    let mut client = Peer::connect(proxy.address());
+    client.send(
+        "GET / HTTP/1.1\r\nHost: a\r\nForwarded: for=192.0.2.1\r\nX-Forwarded-For: 192.0.2.1\r\n\
+        Forwarded: for=\"[2001:db8::1]\"\r\nX-Forwarded-For: 192.0.2.2\r\nVia: 1.0 fred\r\nVia: 1.1 ted\r\n\r\n",
+    );
+    assert_eq!(client.response().text(), "ok");
+    drop(client);
+    let request = &backend.requests()[0];
+    // RFC 9110 section 5.3: lines of one name are one list, in their order.
+    let list = |name: &str| request.values(name).join(", ");
+    assert_eq!(list("X-Forwarded-For"), "192.0.2.1, 192.0.2.2, 127.0.0.1");
+    assert_eq!(list("Via"), "1.0 fred, 1.1 ted, 1.1 underpass");
+    let forwarded = list("Forwarded");
+    assert!(
+        forwarded.starts_with("for=192.0.2.1, for=\"[2001:db8::1]\", ")
+            && forwarded.contains("for=127.0.0.1"),
+        "{forwarded}"
+    );
+    proxy.stop();
+}
+
 /// RFC 9112 section 2.2: an empty line before a request line is the end of an old client's body.
 #[test]
 fn an_empty_line_before_a_request_is_skipped() {
