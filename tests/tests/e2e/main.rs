@@ -4,6 +4,7 @@ mod bodies;
 mod failures;
 mod lifecycle;
 mod limits;
+mod logs;
 mod refusals;
 mod responses;
 mod scripts;

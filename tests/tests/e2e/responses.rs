@@ -21,8 +21,9 @@ fn refused(cases: &[(&[u8], &str)]) {
         let response = client.try_response_to("GET").unwrap_or_else(|error| panic!("{error}: {text:?}"));
         assert_eq!(response.status(), 502, "{text:?}");
         assert!(!response.text().contains("SECRET"), "{text:?}: {:?}", response.text());
-        let counted = proxy.refused_responses(reason);
-        assert_eq!(counted, 1, "{text:?} counted as {reason}: {:?}", proxy.status().total.refused_responses);
+        // What a backend failed to send is no response: it counts as the request that could not be served.
+        let counted = proxy.refused_responses(reason) + proxy.refused_requests(reason);
+        assert_eq!(counted, 1, "{text:?} counted as {reason}: {:?}", proxy.status().total);
         drop(client);
         assert_eq!(backend.connections(), 1, "{text:?}: asked again");
         proxy.stop();

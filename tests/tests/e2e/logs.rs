@@ -1,0 +1,163 @@
+//! The access log: one line per request, whatever became of it, and never in the way of a request.
+
+use std::fs::{self, File, OpenOptions};
+use std::os::unix::fs::OpenOptionsExt as _;
+
+use nix::sys::signal::Signal;
+use nix::sys::stat::Mode;
+use underpass_command::state::AccessLogFormat;
+use underpass_tests::proxy::Setup;
+use underpass_tests::{Backend, GET, OK, Peer, Proxy, until};
+
+fn logging(backend: &Backend, format: AccessLogFormat) -> (Proxy, tempfile::TempDir) {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let file = folder.path().join("access.log");
+    let proxy = Setup::to(&[backend.address()])
+        .with(|state| {
+            state.settings.log.access = format;
+            state.settings.log.access_file = file;
+        })
+        .start();
+    (proxy, folder)
+}
+
+/// The lines of the log as soon as there are so many.
+#[track_caller]
+fn lines(folder: &tempfile::TempDir, count: usize) -> Vec<String> {
+    let path = folder.path().join("access.log");
+    until(&format!("{count} lines in the access log"), || {
+        let text = fs::read_to_string(&path).unwrap_or_default();
+        let lines: Vec<String> = text.lines().map(str::to_owned).collect();
+        (lines.len() >= count && text.ends_with('\n')).then_some(lines)
+    })
+}
+
+/// A good request, one whose fields try to break the line, a refused one, and one the client leaves.
+fn requests(proxy: &Proxy) {
+    let mut client = Peer::connect(proxy.address());
+    client.send("GET /path?query HTTP/1.1\r\nHost: a.example\r\nX-Request-Id: my-id\r\n\r\n");
+    assert_eq!(client.response().text(), "ok");
+    client.send("GET /x HTTP/1.1\r\nHost: b.example\r\nX-Request-Id: \"},{\"evil\":\"\\\r\n\r\n");
+    assert_eq!(client.response().text(), "ok");
+    client.send("GET /bad HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n");
+    assert_eq!(client.response().status(), 400);
+}
+
+#[test]
+fn as_json() {
+    let backend = Backend::answering(OK);
+    let (proxy, folder) = logging(&backend, AccessLogFormat::Json);
+    requests(&proxy);
+    let lines: Vec<serde_json::Value> = lines(&folder, 3)
+        .iter()
+        .map(|line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}")))
+        .collect();
+    let text = |line: usize, key: &str| lines[line][key].as_str().unwrap_or_default().to_owned();
+    assert_eq!(lines[0]["status"], 200);
+    assert_eq!(lines[0]["bytes"], 2);
+    assert!(lines[0]["duration_us"].is_u64());
+    assert_eq!(text(0, "client"), "127.0.0.1");
+    assert_eq!((text(0, "method"), text(0, "target")), ("GET".into(), "/path?query".into()));
+    assert_eq!(text(0, "host"), "a.example");
+    assert_eq!(text(0, "backend"), backend.address().to_string());
+    assert_eq!(text(0, "id"), "my-id");
+    assert!(text(0, "time").contains('T'));
+    assert!(lines[1].get("evil").is_none());
+    assert_eq!(lines[2]["status"], 400);
+    assert_eq!(text(2, "reason"), "host_repeated");
+    proxy.stop();
+    assert_eq!(lines.len(), 3);
+}
+
+#[test]
+fn as_text() {
+    let backend = Backend::answering(OK);
+    let (proxy, folder) = logging(&backend, AccessLogFormat::Text);
+    requests(&proxy);
+    let lines = lines(&folder, 3);
+    assert_eq!(lines.len(), 3);
+    for part in
+        ["127.0.0.1", "\"GET /path?query\"", "a.example", " 200 2 ", "my-id", &backend.address().to_string()]
+    {
+        assert!(lines[0].contains(part), "{part:?} is missing in {:?}", lines[0]);
+    }
+    assert!(lines[2].contains(" 400 ") && lines[2].contains("host_repeated"), "{:?}", lines[2]);
+    proxy.stop();
+}
+
+#[test]
+fn requests_that_fail_are_logged_with_their_reason() {
+    let backend = Backend::start(|connection| {
+        connection.request();
+    });
+    let (proxy, folder) = logging(&backend, AccessLogFormat::Json);
+    let mut client = Peer::connect(proxy.address());
+    client.send(GET);
+    assert_eq!(client.response().status(), 502);
+    drop(client);
+    let line: serde_json::Value = serde_json::from_str(&lines(&folder, 1)[0]).expect("JSON");
+    assert_eq!(line["status"], 502);
+    assert_eq!(line["reason"], "backend_closed");
+    proxy.stop();
+}
+
+#[test]
+fn a_log_that_was_moved_away_is_opened_anew() {
+    let backend = Backend::answering(OK);
+    let (proxy, folder) = logging(&backend, AccessLogFormat::Text);
+    let mut client = Peer::connect(proxy.address());
+    client.send(GET);
+    assert_eq!(client.response().text(), "ok");
+    lines(&folder, 1);
+    fs::rename(folder.path().join("access.log"), folder.path().join("old.log")).expect("renaming a file");
+    proxy.signal(Signal::SIGUSR1);
+    until("the log is there again", || folder.path().join("access.log").exists().then_some(()));
+    client.send(GET);
+    assert_eq!(client.response().text(), "ok");
+    assert_eq!(lines(&folder, 1).len(), 1);
+    drop(client);
+    proxy.stop();
+}
+
+/// A reader of the log that has stopped reading: requests go on, and what is lost is counted.
+#[test]
+fn a_log_that_nobody_takes_stops_no_request() {
+    let backend = Backend::answering(OK);
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let file = folder.path().join("fifo");
+    nix::unistd::mkfifo(&file, Mode::from_bits_truncate(0o600)).expect("a named pipe");
+    // Open for reading as well, so that opening it does not wait for the other end.
+    let stuck: File = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .custom_flags(nix::libc::O_NONBLOCK)
+        .open(&file)
+        .expect("the pipe");
+    let proxy = Setup::to(&[backend.address()])
+        .with(|state| {
+            state.settings.log.access = AccessLogFormat::Text;
+            state.settings.log.access_file = file;
+        })
+        .expect_log("access log")
+        .start();
+    let mut client = Peer::connect(proxy.address());
+    let request = format!("GET /{} HTTP/1.1\r\nHost: a\r\n\r\n", "t".repeat(700));
+    let lost = || {
+        let status = proxy.status();
+        status.total.value("access_log_dropped") + status.access_log_lost_bytes
+    };
+    // Far more lines than all pipes and buffers on the way hold.
+    let mut rounds = 0;
+    while lost() == 0 {
+        assert!(rounds < 200, "nothing is lost after {} requests, which nobody has read", rounds * 100);
+        rounds += 1;
+        for _ in 0..100 {
+            client.send(&request);
+            assert_eq!(client.response().text(), "ok");
+        }
+    }
+    client.send(&request);
+    assert_eq!(client.response().text(), "ok");
+    drop((client, stuck));
+    proxy.stop();
+}
