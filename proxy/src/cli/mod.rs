@@ -4,6 +4,7 @@
 #![forbid(unsafe_code)]
 
 mod command;
+mod nic;
 mod start;
 mod text;
 
@@ -62,6 +63,16 @@ enum Command {
     Redirect {
         #[command(subcommand)]
         action: RedirectAction,
+    },
+    /// Show which worker each queue of a network interface feeds, and what is misaligned
+    Nic {
+        /// Interface [default: all whose queues have interrupts]
+        interface: Option<String>,
+        /// Carry out the changes that align it; needs root
+        #[arg(long)]
+        apply: bool,
+        #[command(flatten)]
+        target: Target,
     },
     /// Show or change how connections find their worker
     Steering {
@@ -220,6 +231,7 @@ fn run(command: Command) -> Result<(), Failure> {
         Command::Check { file, explain, man } => start::check(file.as_deref(), explain, man),
         Command::Demo(demo) => start::demo(&demo),
         Command::Status { target, format } => command::status(&target.client(), format),
+        Command::Nic { interface, apply, target } => nic::nic(&target.client(), interface.as_deref(), apply),
         Command::Redirect { action: RedirectAction::Get { target, format } } => {
             command::redirect(&target.client(), format)
         }

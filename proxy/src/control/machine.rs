@@ -1,5 +1,7 @@
 //! What the machine gives: CPUs, descriptors, users.
 
+use std::collections::BTreeMap;
+
 use nix::sched::{CpuSet, sched_getaffinity};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::unistd::{Pid, User};
@@ -21,6 +23,17 @@ pub(crate) fn allowed_cpus() -> Vec<u16> {
 pub(super) fn assign_cpus(workers: u16, allowed: &[u16]) -> Vec<Option<u16>> {
     let count = if workers == 0 { allowed.len().max(1) } else { usize::from(workers) };
     (0..count).map(|index| allowed.get(index % allowed.len().max(1)).copied()).collect()
+}
+
+/// The worker of each CPU; where several share one, the first.
+pub(crate) fn cpu_table(cpus: &[Option<u16>]) -> Vec<(u32, u16)> {
+    let mut table = BTreeMap::new();
+    for (worker, cpu) in (0..).zip(cpus) {
+        if let Some(cpu) = cpu {
+            table.entry(u32::from(*cpu)).or_insert(worker);
+        }
+    }
+    table.into_iter().collect()
 }
 
 /// What is wrong with the number of workers, if anything is: steering by CPU knows one worker of each.
@@ -114,6 +127,11 @@ mod tests {
     fn without_knowledge_of_cpus_workers_are_not_pinned() {
         assert_eq!(assign_cpus(0, &[]), [None]);
         assert_eq!(assign_cpus(2, &[]), [None, None]);
+    }
+
+    #[test]
+    fn the_first_of_several_workers_has_the_cpu() {
+        assert_eq!(cpu_table(&[Some(3), Some(1), Some(3), None]), [(1, 1), (3, 0)]);
     }
 
     #[test]

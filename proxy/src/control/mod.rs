@@ -56,7 +56,7 @@ use underpass_command::state::State;
 pub use admin::AdminError;
 pub(crate) use commands::Handle;
 pub use machine::UserError;
-pub(crate) use machine::allowed_cpus;
+pub(crate) use machine::{allowed_cpus, cpu_table};
 pub use sockets::SocketError;
 pub(crate) use sockets::reachable;
 

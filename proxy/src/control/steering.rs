@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::future::pending;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
 use tokio::io::Interest;
@@ -11,10 +12,12 @@ use tokio::io::unix::AsyncFd;
 use underpass_command::api::{Probe, SteeringRow, SteeringStatus};
 use underpass_command::state::SteeringPolicy;
 use underpass_loader::{
-    Capability, LoadError, LogLine, Matrix, Options, Outcome, Policy, Steering as Program, SteeringLog, probe,
+    Capability, LoadError, LogLine, Matrix, Options, Outcome, Policy, QueueWorker, Steering as Program,
+    SteeringLog, nic, probe,
 };
 
 use super::commands::Failure;
+use super::machine::cpu_table;
 use super::sockets::ListenerSockets;
 use super::spawn::watch;
 
@@ -31,6 +34,8 @@ pub(super) struct Steering {
 struct Loaded {
     program: Program,
     workers: u16,
+    /// The worker of each CPU.
+    cpus: Vec<(u32, u16)>,
     slots: Arc<OwnedFd>,
     log: Option<(SteeringLog, AsyncFd<OwnedFd>)>,
     /// What is missing although the program runs.
@@ -83,7 +88,7 @@ impl Steering {
             Failure::new(409, text, format!("the policy stays {}", self.policy))
         };
         match &mut self.loaded {
-            Ok(loaded) => loaded.program.set_policy(to_loader(policy)).map_err(|error| refused(&error))?,
+            Ok(loaded) => loaded.set_policy(policy).map_err(|error| refused(&error))?,
             Err(reason) if policy != SteeringPolicy::Off => return Err(refused(reason)),
             Err(_) => {}
         }
@@ -128,6 +133,16 @@ impl Steering {
     }
 }
 
+impl Loaded {
+    fn set_policy(&mut self, policy: SteeringPolicy) -> Result<(), LoadError> {
+        if policy == SteeringPolicy::RxQueue {
+            // Interfaces and interrupts may have changed since the start.
+            self.program.set_queues(&queue_table(policy, &self.cpus))?;
+        }
+        self.program.set_policy(to_loader(policy))
+    }
+}
+
 fn start_probes() -> Arc<OnceLock<Vec<Probe>>> {
     let probes = Arc::new(OnceLock::new());
     let result = Arc::clone(&probes);
@@ -160,8 +175,11 @@ fn load(
     options.policy = to_loader(policy);
     options.generation = generation;
     options.listeners_max = u16::try_from(listeners.len()).unwrap_or(u16::MAX).max(1);
+    let cpus = cpu_table(cpus);
+    let queues = queue_table(policy, &cpus);
     let mut program = Program::load(&options)?;
-    program.set_cpus(&cpu_table(cpus))?;
+    program.set_cpus(&cpus)?;
+    program.set_queues(&queues)?;
     for listener in listeners {
         let sockets: Vec<BorrowedFd<'_>> =
             listener.sockets.iter().flatten().map(|socket| socket.as_fd()).collect();
@@ -177,18 +195,21 @@ fn load(
         }
     };
     let reduced = program.reduced().map(str::to_owned);
-    Ok(Loaded { program, workers, slots: Arc::new(slots), log, reduced })
+    Ok(Loaded { program, workers, cpus, slots: Arc::new(slots), log, reduced })
 }
 
-/// The worker of each CPU; where several share one, the first.
-fn cpu_table(cpus: &[Option<u16>]) -> Vec<(u32, u16)> {
-    let mut table = BTreeMap::new();
-    for (worker, cpu) in (0..).zip(cpus) {
-        if let Some(cpu) = cpu {
-            table.entry(u32::from(*cpu)).or_insert(worker);
+/// The worker of each RX queue, for the policy that asks for it.
+fn queue_table(policy: SteeringPolicy, cpus: &[(u32, u16)]) -> Vec<QueueWorker> {
+    if policy != SteeringPolicy::RxQueue {
+        return Vec::new();
+    }
+    match nic::read(Path::new("/"), cpus, None) {
+        Ok(report) => report.queue_workers(),
+        Err(error) => {
+            tracing::warn!("steering: queues of interfaces: {error}; connections go by their CPU");
+            Vec::new()
         }
     }
-    table.into_iter().collect()
 }
 
 fn add_matrix(status: &mut SteeringStatus, matrix: &Matrix, workers: u16) {
@@ -240,11 +261,6 @@ fn to_probe(capability: Capability) -> Probe {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_first_of_several_workers_has_the_cpu() {
-        assert_eq!(cpu_table(&[Some(3), Some(1), Some(3), None]), [(1, 1), (3, 0)]);
-    }
 
     #[test]
     fn policies_have_the_same_names_everywhere() {

@@ -218,6 +218,16 @@ fn commands_speak_to_the_proxy() {
 }
 
 #[test]
+fn nic_names_the_workers_and_the_interfaces_there_are() {
+    let loopback = underpass(&["nic", "lo"]);
+    assert!(loopback.status.success(), "{}", text(&loopback));
+    assert!(text(&loopback).contains("lo (index 1"), "{}", text(&loopback));
+    let unknown = underpass(&["nic", "no-such-interface"]);
+    assert_eq!(unknown.status.code(), Some(1));
+    assert!(text(&unknown).contains("there are: ") && text(&unknown).contains("lo"), "{}", text(&unknown));
+}
+
+#[test]
 fn the_demo_serves_its_own_load_and_ends() {
     let output = underpass(&["demo", "--listen", "127.0.0.1:0", "--workers", "2", "--seconds", "2"]);
     let printed = text(&output);
