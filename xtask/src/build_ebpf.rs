@@ -45,20 +45,30 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     let bytes = fs::read(&object).with_context(|| format!("{}: reading", object.display()))?;
     let bytes = if options.release || options.check { strip::strip(&bytes)? } else { bytes };
     let fresh = folder()?.join("underpass.bpf.o");
-    write(&fresh, &bytes)?;
+    write_with_record(root, &fresh, &bytes)?;
     println!("{}: {} bytes", fresh.display(), bytes.len());
     if options.check {
         return load(&fresh);
     }
     let prebuilt = root.join(PREBUILT);
-    write(&prebuilt, &bytes)?;
-    let record = Record::of(root, &bytes)?;
-    write(&source_hash::path_of(&prebuilt), record.to_string().as_bytes())?;
+    write_with_record(root, &prebuilt, &bytes)?;
     println!("{}: written, with the hash of its sources", prebuilt.display());
     if !options.release {
         println!("it holds the debugger's information; before a commit: cargo xtask build-ebpf --release");
     }
     Ok(())
+}
+
+/// The object that was last built here, if it is of these sources: what tests should load instead of the repository's.
+pub(crate) fn fresh() -> Option<PathBuf> {
+    let object = folder().ok()?.join("underpass.bpf.o");
+    source_hash::check(workspace_root(), &object).ok().map(|()| object)
+}
+
+fn write_with_record(root: &Path, object: &Path, bytes: &[u8]) -> anyhow::Result<()> {
+    write(object, bytes)?;
+    let record = Record::of(root, bytes)?;
+    write(&source_hash::path_of(object), record.to_string().as_bytes())
 }
 
 /// The folder of this build: apart from that of everything else, which another compiler builds.

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 
 use crate::tools::{self, cargo, find, workspace_root};
-use crate::{fuzz, test};
+use crate::{build_ebpf, fuzz, test};
 
 /// The version of cargo-deny that is installed where there is none; it builds with the toolchain of `rust-version`.
 const CARGO_DENY_VERSION: &str = "0.20.2";
@@ -44,7 +44,7 @@ const STEPS: &[Step] = &[
     Step { name: "clippy", run: clippy },
     Step { name: "doc", run: doc },
     // Before the tests: they load the object that this step has just built from source.
-    Step { name: "build-ebpf", run: || xtask(&["build-ebpf", "--check"]) },
+    Step { name: "build-ebpf", run: || xtask(&["build-ebpf", "--check", "--install-deps"]) },
     Step { name: "test", run: || xtask(&["test"]) },
     Step { name: "fuzz", run: fuzz_smoke },
     Step { name: "bench", run: || xtask(&["bench", "--smoke"]) },
@@ -108,7 +108,12 @@ fn command(command: &mut Command) -> anyhow::Result<Outcome> {
 /// Runs another subcommand of this program as a process of its own, so that its output and exit code are as users see them.
 fn xtask(arguments: &[&str]) -> anyhow::Result<Outcome> {
     let itself = std::env::current_exe().context("the path of this program is unknown")?;
-    command(Command::new(itself).args(arguments).current_dir(workspace_root()))
+    let mut subcommand = Command::new(itself);
+    if let Some(object) = build_ebpf::fresh() {
+        // Everything that is built or run from here on uses it instead of the one in the repository.
+        subcommand.env("UNDERPASS_BPF_OBJECT", object);
+    }
+    command(subcommand.args(arguments).current_dir(workspace_root()))
 }
 
 fn clippy() -> anyhow::Result<Outcome> {
