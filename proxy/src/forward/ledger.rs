@@ -40,6 +40,8 @@ pub struct Ledger {
     state: State,
     /// Bytes of content that passed.
     content: u64,
+    /// The most there may be.
+    content_max: u64,
     trailer_limits: TrailerLimits,
 }
 
@@ -112,12 +114,20 @@ impl Ledger {
             Framing::Chunked => State::Chunked(Chunked::Size { size: 0, digits: 0 }),
             Framing::UntilClose => State::UntilClose,
         };
-        Self { state, content: 0, trailer_limits }
+        Self { state, content: 0, content_max: u64::MAX, trailer_limits }
     }
 
     /// The ledger before there is a message: settled.
     pub fn settled() -> Self {
         Self::new(Framing::None, TrailerLimits { size_max: 0, count_max: 0 })
+    }
+
+    /// Sets the most content a chunked body may have. The chunk that would cross it is refused by its header, so that a
+    /// body that is too large never reaches its end at the other side.
+    #[must_use]
+    pub fn with_content_max(mut self, most: u64) -> Self {
+        self.content_max = most;
+        self
     }
 
     /// Whether the message is complete.
@@ -227,7 +237,12 @@ impl Ledger {
         for (index, &byte) in input.iter().enumerate() {
             match chunked.step(byte, limits)? {
                 Step::Go => {}
-                Step::Data => return Ok(index + 1),
+                Step::Data => {
+                    if self.data_left() > self.content_max - self.content {
+                        return Err(Reason::BodyTooLarge);
+                    }
+                    return Ok(index + 1);
+                }
                 Step::Done => {
                     self.state = State::Settled;
                     return Ok(index + 1);

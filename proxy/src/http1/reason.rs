@@ -98,6 +98,14 @@ impl Reason {
         self as usize
     }
 
+    /// Whether it tells of a backend rather than of the request.
+    pub fn is_of_backend(self) -> bool {
+        matches!(
+            self,
+            Self::ConnectFailed | Self::ConnectTimeout | Self::ResponseTimeout | Self::BackendClosed
+        )
+    }
+
     /// The status for the client when a *backend's* response was refused for it: 502, or the gateway's own status.
     pub fn gateway_status(self) -> u16 {
         match self.status() {

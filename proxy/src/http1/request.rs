@@ -111,13 +111,13 @@ pub struct RequestHead {
 }
 
 impl RequestHead {
-    /// The path without query, for routing; `*` for the asterisk form and empty for CONNECT.
+    /// The path without query, for routing; `*` for the asterisk form, and `/` for CONNECT, which has none.
     pub fn path<'a>(&self, buffer: &'a [u8]) -> &'a [u8] {
         let with_query = match self.target {
             Target::Origin | Target::Asterisk => self.target_span.of(buffer),
             Target::Absolute { path, .. } if path.is_empty() || path.of(buffer)[0] == b'?' => b"/",
             Target::Absolute { path, .. } => path.of(buffer),
-            Target::Authority => b"",
+            Target::Authority => b"/",
         };
         let end = memchr::memchr(b'?', with_query).unwrap_or(with_query.len());
         &with_query[..end]

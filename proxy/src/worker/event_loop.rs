@@ -168,6 +168,9 @@ impl Worker {
         // An error means that the client has reset the connection: nobody is left to answer. What it sent before may still
         // be read, but a request nobody waits for is not worth serving.
         if event.is_error() && matches!(session.client.take_error(), Ok(Some(_)) | Err(_)) {
+            if session.exchange.active {
+                self.core.count(Counter::AbortsClient);
+            }
             self.end(key, Step::Close);
             return;
         }

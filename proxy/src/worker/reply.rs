@@ -71,7 +71,8 @@ impl Answer {
 impl Worker {
     /// Answers a request with a refusal. The connection closes unless the request had no body and broke no rule.
     pub(super) fn refuse(&mut self, key: usize, reason: Reason) -> Step {
-        self.core.refused(Peer::Client, reason);
+        let peer = if reason.is_of_backend() { Peer::Backend } else { Peer::Client };
+        self.core.refused(peer, reason);
         self.answer(key, reason, reason.status())
     }
 
@@ -103,7 +104,7 @@ impl Worker {
         // A request whose head was understood and that has no body ends where its head ends, whatever became of it.
         let settled =
             active && exchange.head.framing == Framing::None && exchange.head.method != Method::Connect;
-        let blameless = matches!(status, 404 | 421 | 502 | 503 | 504);
+        let blameless = matches!(status, 404 | 502 | 503 | 504);
         exchange.close |= !(settled && blameless) || core.draining;
         exchange.reason = Some(reason);
         exchange.status = status;

@@ -270,7 +270,7 @@ impl Worker {
         };
         let bytes = core.buffers.bytes(buffer, buffer.unscanned..buffer.end);
         edit_request(bytes, &exchange.head, &core.fields, &edit, &mut core.edit);
-        exchange.request = exchange.request_flow(core.trailer_limits, core.settings.splice_size_min);
+        exchange.request = exchange.request_flow(core.trailer_limits, &core.settings);
         let mut tools = crate::forward::Tools {
             buffers: &mut core.buffers,
             pipes: &mut core.pipes,

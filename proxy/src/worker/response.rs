@@ -56,10 +56,6 @@ impl Worker {
         let sink = &mut connections[connection].endpoint;
         let progress = exchange.request.pump(&mut session.client, sink, &mut tools);
         let moved = exchange.request.moved() != before;
-        let largest = core.settings.limits.request_body_size_max;
-        if largest > 0 && exchange.request.ledger.content() > largest {
-            return self.refuse(key, Reason::BodyTooLarge);
-        }
         match progress {
             Ok(Progress::Done) => {
                 exchange.request_done = true;

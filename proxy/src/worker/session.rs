@@ -3,9 +3,9 @@
 use std::fmt::Write as _;
 use std::net::{IpAddr, SocketAddr};
 
-use underpass_command::state::RedirectMode;
+use underpass_command::state::{RedirectMode, Settings};
 
-use crate::forward::{Endpoint, Flow, Ledger};
+use crate::forward::{Endpoint, Flow, Ledger, TrailerLimits};
 use crate::http1::{Framing, Method, Reason, RequestHead, Span, Target, Version};
 
 /// Buffers that one request can need at once: what came from the client, what came from the backend, and an edited head
@@ -209,7 +209,12 @@ impl Exchange {
     }
 
     /// The flow of the request's body, from its start.
-    pub(super) fn request_flow(&self, limits: crate::forward::TrailerLimits, splice_size_min: u64) -> Flow {
-        Flow::new(Ledger::new(self.head.framing, limits), self.mode, splice_size_min, false)
+    pub(super) fn request_flow(&self, limits: TrailerLimits, settings: &Settings) -> Flow {
+        let largest = match settings.limits.request_body_size_max {
+            0 => u64::MAX,
+            set => set,
+        };
+        let ledger = Ledger::new(self.head.framing, limits).with_content_max(largest);
+        Flow::new(ledger, self.mode, settings.splice_size_min, false)
     }
 }

@@ -363,3 +363,12 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_chunk_that_would_cross_the_bound_is_refused_by_its_header() {
+    let mut ledger =
+        Ledger::new(Framing::Chunked, TrailerLimits { size_max: 100, count_max: 10 }).with_content_max(10);
+    assert_eq!(ledger.take(b"5\r\nhello\r\n"), Ok(10));
+    assert_eq!(ledger.clone().take(b"5\r\nworld\r\n0\r\n\r\n"), Ok(15));
+    assert_eq!(ledger.take(b"6\r\n"), Err(Reason::BodyTooLarge));
+}

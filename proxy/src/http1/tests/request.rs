@@ -80,7 +80,7 @@ fn forms_of_a_target() {
             "www.example.org",
             "/pub/WWW/TheProject.html",
         ),
-        ("CONNECT", "www.example.com:80", "www.example.com", "www.example.com", ""),
+        ("CONNECT", "www.example.com:80", "www.example.com", "www.example.com", "/"),
         ("OPTIONS", "*", "www.example.org:8001", "www.example.org", "*"),
         ("OPTIONS", "http://www.example.org:8001", "x", "www.example.org", "/"),
         ("GET", "/", "[2001:db8::1]:80", "[2001:db8::1]", "/"),
