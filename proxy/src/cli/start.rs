@@ -25,7 +25,7 @@ pub(super) fn start(file: &Path) -> Result<(), Failure> {
 
 pub(super) fn demo(options: &Demo) -> Result<(), Failure> {
     // The demo speaks for itself; the log is for what goes wrong.
-    start_log("warn")?;
+    start_log("error")?;
     let plan = Plan {
         listen: options.listen,
         workers: options.workers,

@@ -23,7 +23,7 @@ pub(super) fn status(status: &Status) -> String {
     out.push_str(&redirect(&status.redirect));
     out.push('\n');
     out.push_str(&table(&worker_rows(status)));
-    out.push_str(&refusals("requests refused", &status.total.refused_requests));
+    out.push_str(&refusals("requests refused or failed", &status.total.refused_requests));
     out.push_str(&refusals("responses refused", &status.total.refused_responses));
     for probe in status.probes.iter().filter(|probe| !probe.available) {
         line(&mut out, &format!("not available: {}: {}", probe.name, probe.detail));

@@ -1,8 +1,8 @@
 //! The supervisor: owns the configured state, the listening sockets, the BPF objects and the admin socket, and keeps
 //! one worker per core alive. It never touches traffic.
 //!
-//! Everything runs on one thread: [`supervisor`] is the loop that owns all state; one task per worker process ([`link`])
-//! and one per connection of the admin API ([`admin`]) talk to it over bounded channels. Only the access log has a thread
+//! Everything runs on one thread: `supervisor` is the loop that owns all state; one task per worker process (`link`)
+//! and one per connection of the admin API (`admin`) talk to it over bounded channels. Only the access log has a thread
 //! of its own, because files block.
 //!
 //! A program of one's own becomes a proxy in a few lines. The workers are the same executable:

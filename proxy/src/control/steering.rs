@@ -52,17 +52,19 @@ impl Steering {
         generation: u32,
         listeners: &[ListenerSockets],
     ) -> Self {
-        let loaded = load(policy, cpus, generation, listeners).map_err(|error| error.to_string());
+        let loaded = load(policy, cpus, generation, listeners).map_err(|error| describe(&error));
         match &loaded {
             Ok(Loaded { reduced: None, .. }) => tracing::info!("steering: policy {policy}, by BPF"),
             Ok(Loaded { reduced: Some(reason), .. }) => {
                 tracing::info!("steering: policy {policy}, by BPF, but reduced: {reason}");
             }
             Err(reason) if policy == SteeringPolicy::Off => {
-                tracing::info!("steering: off, and only off: {reason}");
+                tracing::info!("steering: off; no other policy can be had: {reason}");
             }
             Err(reason) => {
-                tracing::warn!("steering: {reason}; the kernel spreads connections by its own hash");
+                tracing::warn!(
+                    "steering: BPF is off: {reason}; the kernel spreads connections by its own hash"
+                );
             }
         }
         Self { policy, loaded, probes: start_probes() }
@@ -140,6 +142,14 @@ impl Loaded {
             self.program.set_queues(&queue_table(policy, &self.cpus))?;
         }
         self.program.set_policy(to_loader(policy))
+    }
+}
+
+/// Without saying once more what it is about.
+fn describe(error: &LoadError) -> String {
+    match error {
+        LoadError::Unavailable { reason, remedy } => format!("{reason}; {remedy}"),
+        other => other.to_string(),
     }
 }
 
