@@ -109,7 +109,7 @@ impl Fields {
     }
 
     /// Whether a known field is there that is meant for the next hop too, and which line is its last.
-    pub(super) fn last_end_to_end(&self, known: Known) -> Option<usize> {
+    pub(crate) fn last_end_to_end(&self, known: Known) -> Option<usize> {
         let list = if self.has(known) { self.list.as_slice() } else { &[] };
         list.iter().rposition(|field| field.known == known && !field.hop_by_hop)
     }

@@ -159,7 +159,10 @@ impl Record<'_> {
         write!(out, " {} {} {}us ", exchange.status, exchange.bytes, self.micros)?;
         out.extend_from_slice(if self.backend.is_empty() { b"-" } else { self.backend });
         write!(out, " {} ", exchange.reason.map_or("-", crate::http1::Reason::name))?;
-        out.extend_from_slice(&exchange.id);
+        if exchange.id.as_bytes().is_empty() {
+            out.push(b'-');
+        }
+        escaped(out, exchange.id.as_bytes());
         out.push(b'\n');
         Ok(())
     }
@@ -186,7 +189,7 @@ impl Record<'_> {
             "\",\"reason\":\"{}\",\"id\":\"",
             exchange.reason.map_or("", crate::http1::Reason::name)
         )?;
-        out.extend_from_slice(&exchange.id);
+        escaped(out, exchange.id.as_bytes());
         out.extend_from_slice(b"\"}\n");
         Ok(())
     }

@@ -6,9 +6,10 @@ use underpass_command::state::RequestId;
 
 use super::connection::{self, Idle};
 use super::event_loop::Worker;
+use super::random::RequestName;
 use super::session::{BUFFERS_PER_REQUEST, Exchange, Phase, Step};
 use crate::forward::{Broken, Buffer, Received};
-use crate::http1::{Framing, Method, Reason, RequestEdit, RequestHead, edit_request, parse_request};
+use crate::http1::{Framing, Known, Method, Reason, RequestEdit, RequestHead, edit_request, parse_request};
 use crate::metrics::{Counter, Peer};
 use crate::route::Found;
 
@@ -128,7 +129,13 @@ impl Worker {
         let bytes = core.buffers.bytes(buffer, buffer.unscanned..buffer.end);
         let listener = &core.listeners[usize::from(session.listener)];
         if listener.configured.request_id != RequestId::Off || core.log.is_enabled() {
-            exchange.id = core.random.request_id();
+            let clients = (listener.configured.request_id == RequestId::Keep)
+                .then(|| core.fields.last_end_to_end(Known::XRequestId))
+                .flatten();
+            exchange.id = match clients {
+                Some(field) => RequestName::new(core.fields.list()[field].value.of(bytes)),
+                None => core.random.request_id(),
+            };
         }
         if core.log.is_enabled() {
             let (method, target) = (head.method_span.of(bytes), head.target_span.of(bytes));
@@ -266,7 +273,7 @@ impl Worker {
             x_forwarded: listener.configured.x_forwarded,
             forwarded: listener.configured.forwarded,
             request_id: listener.configured.request_id,
-            id: &exchange.id,
+            id: exchange.id.as_bytes(),
         };
         let bytes = core.buffers.bytes(buffer, buffer.unscanned..buffer.end);
         edit_request(bytes, &exchange.head, &core.fields, &edit, &mut core.edit);

@@ -5,6 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use underpass_command::state::{RedirectMode, Settings};
 
+use super::random::RequestName;
 use crate::forward::{Endpoint, Flow, Ledger, TrailerLimits};
 use crate::http1::{Framing, Method, Reason, RequestHead, Span, Target, Version};
 
@@ -129,7 +130,7 @@ pub(super) struct Exchange {
     pub(super) cluster: u32,
     /// Index of the backend; `None` before one was chosen.
     pub(super) upstream: Option<u32>,
-    pub(super) id: [u8; 32],
+    pub(super) id: RequestName,
     /// Client to backend.
     pub(super) request: Flow,
     /// Backend to client.
@@ -183,7 +184,7 @@ impl Exchange {
             head_start: 0,
             cluster: 0,
             upstream: None,
-            id: [0; 32],
+            id: RequestName::none(),
             request: Flow::idle(),
             response: Flow::idle(),
             mode: RedirectMode::Copy,
