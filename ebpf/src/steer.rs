@@ -87,11 +87,13 @@ static SOCK_COOKIE: Global<u32> = Global::new(0);
 /// The program. A failure of any step leaves the choice to the kernel; connections are never dropped.
 #[sk_reuseport]
 pub(crate) fn steer(ctx: SkReuseportContext) -> u32 {
-    if let Some((worker, outcome)) = choose(&ctx)
+    // SAFETY: no argument.
+    let now = unsafe { bpf_ktime_get_ns() };
+    if let Some((worker, outcome)) = choose(&ctx, now)
         && is_connection_request(&ctx)
     {
         if worker < WORKERS.load() {
-            watch(&ctx, worker);
+            watch(&ctx, worker, now);
         }
         count(worker, outcome);
     }
@@ -100,7 +102,7 @@ pub(crate) fn steer(ctx: SkReuseportContext) -> u32 {
 
 /// Returns the chosen worker, or the number of workers where it is left to the kernel, and the [`Outcome`] to count.
 #[inline(always)]
-fn choose(ctx: &SkReuseportContext) -> Option<(u32, u32)> {
+fn choose(ctx: &SkReuseportContext, now: u64) -> Option<(u32, u32)> {
     let config = CONFIG.get(0)?;
     let kernel = WORKERS.load();
     if config.policy == POLICY_OFF {
@@ -110,8 +112,6 @@ fn choose(ctx: &SkReuseportContext) -> Option<(u32, u32)> {
     let cookie = unsafe { bpf_get_socket_cookie(ctx.sk().sock.cast()) };
     // SAFETY: a plain value, copied at once; it only changes when the listener does.
     let first = *unsafe { LISTENERS.get(cookie) }?;
-    // SAFETY: no argument.
-    let now = unsafe { bpf_ktime_get_ns() };
 
     let own = own_worker(ctx, config.policy, kernel);
     let mut reason = Outcome::Unmapped;
@@ -181,11 +181,12 @@ fn check(worker: u32, config: &Config, now: u64) -> Outcome {
     if busy_since_ns != 0 && now.saturating_sub(busy_since_ns) > config.stall_ns {
         return Outcome::Stalled;
     }
-    if waiting_ns(worker, config, now) > config.stall_ns {
-        return Outcome::Stalled;
-    }
+    // Before a look at what waits: a worker at its limit may leave connections waiting on purpose.
     if limit != 0 && active >= limit {
         return Outcome::Overloaded;
+    }
+    if waiting_ns(worker, config, now) > config.stall_ns {
+        return Outcome::Stalled;
     }
     Outcome::Own
 }
@@ -246,10 +247,8 @@ fn is_full(socket: u64) -> bool {
 
 /// Remembers the connection that is being steered, unless an earlier one waits.
 #[inline(always)]
-fn watch(ctx: &SkReuseportContext, worker: u32) {
+fn watch(ctx: &SkReuseportContext, worker: u32, now: u64) {
     let Some(watch) = WATCH.get_ptr_mut(worker) else { return };
-    // SAFETY: no argument.
-    let now = unsafe { bpf_ktime_get_ns() };
     let accepted = accepted_by(worker);
     // SAFETY: points to a whole `Watch`.
     let earlier = unsafe { *watch };

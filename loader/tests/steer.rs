@@ -208,7 +208,7 @@ fn a_worker_too_long_in_one_turn_is_stalled() {
 fn a_worker_that_leaves_connections_waiting_is_stalled_until_it_accepts() {
     let test = "a_worker_that_leaves_connections_waiting_is_stalled_until_it_accepts";
     for kernel_reads in [true, false] {
-        let options = Options { stall: STALL, kernel_reads, ..options(2, Policy::Cpu) };
+        let options = Options { stall: STALL, probe: NEVER_STALLS, kernel_reads, ..options(2, Policy::Cpu) };
         let Some(setup) = Setup::all_to_worker_0(test, &options) else { return };
         let waiting = setup.leave_waiting(STALL);
         for _ in 0..20 {
@@ -222,6 +222,21 @@ fn a_worker_that_leaves_connections_waiting_is_stalled_until_it_accepts() {
         drop(waiting);
         assert_eq!(setup.spread(10), [10, 0], "kernel_reads {kernel_reads}");
     }
+}
+
+#[test]
+fn a_worker_that_leaves_connections_waiting_at_its_limit_is_not_stalled() {
+    let test = "a_worker_that_leaves_connections_waiting_at_its_limit_is_not_stalled";
+    let options = Options { stall: STALL, ..options(2, Policy::Cpu) };
+    let Some(mut setup) = Setup::all_to_worker_0(test, &options) else { return };
+    let mut log = setup.steering.take_log().expect("log");
+    let _waiting = setup.leave_waiting(STALL);
+    setup.slots[0].set_limit(1);
+    setup.slots[0].set_active(1);
+    let _stream = TcpStream::connect_timeout(&setup.address, DEADLINE).expect("connect");
+    until("connection at worker 1", || setup.accept_at(1).then_some(()));
+    assert_eq!(setup.counted(Some(1), Outcome::Overloaded), 1);
+    assert_eq!(log.drain(), []);
 }
 
 #[test]
