@@ -43,7 +43,13 @@ pub fn parse_authority(text: &[u8]) -> Result<Authority<'_>, Reason> {
     Ok(Authority { host, port })
 }
 
+/// Digits of the largest port. More, as leading zeros, would let a short name be a long authority.
+const PORT_SIZE_MAX: usize = 5;
+
 fn port(digits: &[u8]) -> Result<u16, Reason> {
+    if digits.len() > PORT_SIZE_MAX {
+        return Err(Reason::HostInvalid);
+    }
     let mut number = 0u16;
     for digit in digits {
         if !digit.is_ascii_digit() {
@@ -89,6 +95,7 @@ mod tests {
         assert_eq!(parsed("a.example"), Ok((&b"a.example"[..], None)));
         assert_eq!(parsed("a.example:8080"), Ok((&b"a.example"[..], Some(8080))));
         assert_eq!(parsed("a.example:"), Ok((&b"a.example"[..], None)));
+        assert_eq!(parsed("a:00080"), Ok((&b"a"[..], Some(80))));
         assert_eq!(parsed("[::1]:80"), Ok((&b"[::1]"[..], Some(80))));
         assert_eq!(parsed("[2001:DB8::192.0.2.1]"), Ok((&b"[2001:DB8::192.0.2.1]"[..], None)));
         assert_eq!(parsed("[v1F.a:b]"), Ok((&b"[v1F.a:b]"[..], None)));
@@ -100,6 +107,7 @@ mod tests {
             "u@h",
             "a:b",
             "a:70000",
+            "a:000080",
             "a:-1",
             "[::1",
             "[]",

@@ -130,7 +130,8 @@ struct RequestLine<'a> {
     version: Version,
 }
 
-/// Parses a request head at the start of `buffer`; `None` while bytes are missing.
+/// Parses a request head at the start of `buffer`; `None` while bytes are missing. Empty lines before it (RFC 9112
+/// section 2.2) are the caller's to skip.
 ///
 /// The same bytes give the same answer however they were split into reads: a refusal of a part is a refusal of the whole.
 ///
@@ -192,6 +193,8 @@ fn request_line<'a>(input: &'a [u8], limits: &Limits) -> Parsed<'a, RequestLine<
         [b' ', rest @ ..] if !method.is_empty() => rest,
         [] => return Err(Err::Incomplete(Needed::Unknown)),
         [b'\n', ..] => return refuse(Reason::BareLf),
+        // An empty line, which the caller skips, may be in the making.
+        [b'\r'] if method.is_empty() => return Err(Err::Incomplete(Needed::Unknown)),
         _ => return refuse(Reason::MethodInvalid),
     };
     let (rest, target) = match take_while(|byte| TARGET.has(byte)).parse(rest) {

@@ -201,6 +201,12 @@ fn upgrades() {
     assert!(!accepted(old).0.upgrade);
 }
 
+/// The caller skips empty lines before a head, which may come in two reads.
+#[test]
+fn half_of_an_empty_line() {
+    assert!(matches!(request(b"\r"), Ok(None)));
+}
+
 #[test]
 fn what_follows_a_head_is_left_alone() {
     let text = get("Content-Length: 3\r\n");

@@ -18,6 +18,8 @@ fn refused(input: impl AsRef<[u8]>, reason: Reason) {
 const REFUSED: &[(Reason, u16, &str)] = &[
     (Reason::MethodInvalid, 400, " "),
     (Reason::MethodInvalid, 400, "\r\n"),
+    (Reason::MethodInvalid, 400, "\rX"),
+    (Reason::MethodInvalid, 400, "GET\r"),
     (Reason::MethodInvalid, 400, "\0"),
     (Reason::MethodInvalid, 400, "GE(T"),
     (Reason::MethodInvalid, 400, "GET\t"),
