@@ -116,7 +116,8 @@ fn request_oracle(input: &[u8], ours: &Result<RequestHead>, fields: &Fields) {
             assert_eq!(theirs.version, Some(u8::from(head.version == Version::Http11)));
             same_fields(input, fields, theirs.headers);
         }
-        Ok(None) => assert_eq!(size, Ok(httparse::Status::Partial)),
+        // It may refuse some bytes before we do: it reads all of a version at once.
+        Ok(None) => assert!(!matches!(size, Ok(httparse::Status::Complete(_)))),
         Err(reason) => laxer(size, *reason),
     }
 }
@@ -132,7 +133,8 @@ fn response_oracle(input: &[u8], ours: &Result<ResponseHead>, fields: &Fields) {
             assert_eq!(theirs.version, Some(u8::from(head.version == Version::Http11)));
             same_fields(input, fields, theirs.headers);
         }
-        Ok(None) => assert_eq!(size, Ok(httparse::Status::Partial)),
+        // It may refuse some bytes before we do: it reads all of a version at once.
+        Ok(None) => assert!(!matches!(size, Ok(httparse::Status::Complete(_)))),
         Err(reason) => laxer(size, *reason),
     }
 }
