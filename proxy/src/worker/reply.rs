@@ -175,7 +175,9 @@ impl Worker {
         Step::Again
     }
 
-    /// Throws away what a client still sends, until it closes.
+    /// Throws away what a client still sends, until it closes. Kept out of line: its large frame would be every turn's.
+    #[cold]
+    #[inline(never)]
     pub(super) fn linger(&mut self, key: usize) -> Step {
         let session = &mut self.sessions[key];
         let mut discarded = [0u8; DISCARD];
