@@ -40,14 +40,20 @@ impl Connection {
     /// Reads the next request and keeps a copy for [`Backend::requests`]; none when the proxy has closed.
     #[track_caller]
     pub fn request(&mut self) -> Option<Message> {
-        let request = match self.peer.try_request() {
-            Ok(request) => request?,
-            // The test is over, or the proxy has given up the connection: both end the script.
-            Err(_) if self.shared.stopping.load(Ordering::SeqCst) => return None,
-            Err(error) => panic!("backend: reading a request: {error}"),
-        };
+        let request = self.request_without_copy()?;
         lock(&self.shared.requests).push(request.clone());
         Some(request)
+    }
+
+    /// Reads the next request; none when the proxy has closed. For many requests, or large ones.
+    #[track_caller]
+    pub fn request_without_copy(&mut self) -> Option<Message> {
+        match self.peer.try_request() {
+            Ok(request) => request,
+            // The test is over: its end is the script's end.
+            Err(_) if self.shared.stopping.load(Ordering::SeqCst) => None,
+            Err(error) => panic!("backend: reading a request: {error}"),
+        }
     }
 
     /// Answers every request with these bytes until the proxy closes.

@@ -1,6 +1,8 @@
 //! What the tests of steering share: listeners, pinned clients, and a way to say that a test cannot run.
 #![allow(dead_code)] // each test file uses its part
 
+pub(crate) mod network;
+
 use std::io::{ErrorKind, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, BorrowedFd};
