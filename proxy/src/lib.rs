@@ -1,4 +1,12 @@
-//! An eBPF-steered HTTP and TCP reverse proxy, as a library.
+//! An eBPF-steered HTTP and TCP reverse proxy for Linux, as a library.
+//!
+//! - To run a whole proxy of one's own: [`control::run`], with the example there.
+//! - To run a single worker, with a supervisor of one's own at the other end of the channel: [`worker::serve`] and the messages of
+//!   [`ipc`].
+//! - To use the parts without a socket: [`http1`] parses and edits heads, [`forward::Ledger`] says where a body ends,
+//!   [`route::Table`] finds the cluster of a request, [`balance::Balancer`] a backend.
+//!
+//! ARCHITECTURE.md in the repository is the map of the code.
 
 pub mod balance;
 pub mod cli;
