@@ -229,7 +229,10 @@ impl Worker {
             }
             Phase::Exchange => {
                 self.core.count(Counter::TimeoutBody);
-                self.refuse(key, Reason::BodyTimeout)
+                // Who kept the other waiting?
+                let backend = session.backend.and_then(|connection| self.connections.get(connection));
+                let full = backend.is_some_and(|connection| !connection.endpoint.writable);
+                self.refuse(key, if full { Reason::ResponseTimeout } else { Reason::BodyTimeout })
             }
             Phase::Tunnel => {
                 self.core.count(Counter::TimeoutTunnel);
