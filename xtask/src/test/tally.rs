@@ -1,5 +1,9 @@
 //! Counts tests from what libtest prints.
 
+/// Begin of the reason of an ignored test that is none: other tests start it as a process of theirs, and what it does shows in
+/// their outcome.
+const PART_OF_OTHERS: &str = "is started by other tests";
+
 /// What is counted so far.
 #[derive(Debug, Default)]
 pub(crate) struct Tally {
@@ -68,6 +72,7 @@ impl Tally {
             match outcome.split_once(", ").unwrap_or((outcome, "marked #[ignore]")) {
                 ("ok", _) => self.ok_names.push(name),
                 ("FAILED", _) => self.failed_names.push(name),
+                ("ignored", reason) if reason.starts_with(PART_OF_OTHERS) => {}
                 ("ignored", reason) => self.ignored.push((name, reason.to_owned())),
                 _ => {}
             }
@@ -217,6 +222,16 @@ mod tests {
         let report = tally.report(&USER);
         assert_eq!(report.closing_line(), "0 passed, 0 failed, 2 skipped");
         assert_eq!(report.lines, ["skipped a::one: takes an hour", "skipped a::two: marked #[ignore]"]);
+    }
+
+    #[test]
+    fn a_process_of_other_tests_is_no_test() {
+        let tally = tally(&[
+            "test a::one ... ok",
+            "test a::process ... ignored, is started by other tests, as the process of a worker",
+            "test result: ok. 1 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out",
+        ]);
+        assert_eq!(tally.report(&ROOT).closing_line(), "1 passed, 0 failed, 0 skipped");
     }
 
     #[test]
