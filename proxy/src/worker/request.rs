@@ -194,11 +194,18 @@ impl Worker {
         let fresh_only = exchange.attempts > 1 || exchange.head.method == Method::Connect;
         while !fresh_only && let Some(connection) = connection::reuse(core, connections, upstream, key) {
             // RFC 9110 section 9.2.2: what is not idempotent must not be sent twice, so a stale connection would cost the
-            // client an error. One look avoids nearly all of them.
+            // client an error. One look avoids nearly all of them. And what the last read or splice may have left in the
+            // socket gives no event of its own; it must not be taken for this request's response.
             let endpoint = &mut connections[connection].endpoint;
-            if !exchange.head.method.is_idempotent() && !matches!(connection::peek(endpoint), Idle::Quiet) {
-                connection::close(core, connections, connection);
-                continue;
+            if endpoint.readable || !exchange.head.method.is_idempotent() {
+                let idle = connection::peek(endpoint);
+                if matches!(idle, Idle::Unsolicited) {
+                    core.count(Counter::BackendUnsolicited);
+                }
+                if !matches!(idle, Idle::Quiet) {
+                    connection::close(core, connections, connection);
+                    continue;
+                }
             }
             exchange.reused = true;
             sessions[key].backend = Some(connection);

@@ -1,6 +1,6 @@
 //! Responses of backends that are held to the same rules: 502 to the client, nothing of them forwarded.
 
-use underpass_tests::proxy::Setup;
+use underpass_tests::proxy::{MODES, Setup};
 use underpass_tests::{Backend, Peer};
 
 /// The proxy answers for a backend that sends these bytes and then closes.
@@ -110,6 +110,37 @@ fn a_chunked_body_that_breaks_is_cut() {
             Err(error) => {
                 assert_ne!(error.kind(), std::io::ErrorKind::WouldBlock, "{broken:?}: nothing more came");
             }
+        }
+        drop(client);
+        proxy.stop();
+    }
+}
+
+/// The same when the kernel has moved the body, so that nobody has seen what follows it, and when the next request is
+/// there already, so that no event comes between.
+#[test]
+fn bytes_behind_a_large_response_are_not_the_next_response() {
+    const SIZE: usize = 300_000;
+    let backend = Backend::start(|connection| {
+        // The proxy closes the connection, by a reset, when it sees what is too much.
+        while let Ok(Some(request)) = connection.peer.try_request() {
+            let large = request.target() == "/large";
+            let body = if large { "x".repeat(SIZE) } else { "ok".into() };
+            let poison = if large { "HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nPOISON" } else { "" };
+            let length = body.len();
+            let response = format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n{body}{poison}");
+            if connection.peer.try_send(response).is_err() {
+                return;
+            }
+        }
+    });
+    for mode in MODES {
+        let proxy = Setup::to(&[backend.address()]).redirect(mode).start();
+        let mut client = Peer::connect(proxy.address());
+        for _ in 0..5 {
+            client.send("GET /large HTTP/1.1\r\nHost: a\r\n\r\nGET /small HTTP/1.1\r\nHost: a\r\n\r\n");
+            assert_eq!(client.response().body.len(), SIZE, "{mode}");
+            assert_eq!(client.response().text(), "ok", "{mode}");
         }
         drop(client);
         proxy.stop();
