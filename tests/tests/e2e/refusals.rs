@@ -327,27 +327,45 @@ fn a_chunked_body_above_its_bound_or_broken_never_reaches_the_backend_whole() {
     proxy.stop();
 }
 
+fn served_below_one_path(setup: Setup) -> Setup {
+    setup.with(|state| {
+        state.listeners[0].default_cluster = None;
+        let mut route = Route::new("app");
+        route.host = Some("known.example".into());
+        route.path = PathMatch::Prefix("/served".into());
+        state.routes.push(route);
+    })
+}
+
 #[test]
-fn a_host_or_path_that_is_not_served() {
-    let routes = |setup: Setup| {
-        setup.with(|state| {
-            state.listeners[0].default_cluster = None;
-            let mut route = Route::new("app");
-            route.host = Some("known.example".into());
-            route.path = PathMatch::Prefix("/served".into());
-            state.routes.push(route);
-        })
-    };
-    let get = |host: &str, path: &str| format!("GET {path} HTTP/1.1\r\nHost: {host}\r\n\r\n");
+fn a_host_that_is_not_served() {
+    let get = |host: &str| format!("GET /served HTTP/1.1\r\nHost: {host}\r\n\r\n");
     refused_by(
-        routes,
+        served_below_one_path,
         &[
-            case(get("unknown.example", "/served"), 421, "misdirected"),
-            case(get("known.example.org", "/served"), 421, "misdirected"),
-            case(get("known.example", "/other"), 404, "route_missing"),
-            case(get("known.example", "/served-not"), 404, "route_missing"),
+            case(get("unknown.example"), 421, "misdirected"),
+            case(get("known.example.org"), 421, "misdirected"),
+            case(get("x.known.example"), 421, "misdirected"),
         ],
     );
+}
+
+/// There is nothing wrong with such a request, so its connection may go on.
+#[test]
+fn a_path_that_is_not_served() {
+    let backend = Backend::answering(OK);
+    let proxy = served_below_one_path(Setup::to(&[backend.address()])).start();
+    let mut client = Peer::connect(proxy.address());
+    for path in ["/other", "/served-not", "/"] {
+        client.send(format!("GET {path} HTTP/1.1\r\nHost: known.example\r\n\r\n"));
+        assert_eq!(client.response().status(), 404, "{path}");
+    }
+    backend.expect_untouched();
+    client.send("GET /served/x HTTP/1.1\r\nHost: known.example\r\n\r\n");
+    assert_eq!(client.response().text(), "ok");
+    drop(client);
+    assert_eq!(proxy.refused_requests("route_missing"), 3);
+    proxy.stop();
 }
 
 #[test]
