@@ -1,4 +1,5 @@
 //! Choosing a backend among those of a cluster. No clock, no randomness of its own.
+#![deny(clippy::disallowed_methods)]
 
 use underpass_command::state::Balance;
 

@@ -3,6 +3,7 @@
 //! One type for every forwarder. Bytes that pass through userspace are shown to [`Ledger::scan`], which finds chunk
 //! headers, trailers and the end; bytes that the kernel moves unseen are taken off with [`Ledger::debit`], never more than
 //! [`Ledger::data_left`] allows. A connection may be reused only when the ledger is settled.
+#![deny(clippy::disallowed_methods)]
 
 use crate::http1::chars::{is_field_value, is_token};
 use crate::http1::{Framing, Known, Reason};

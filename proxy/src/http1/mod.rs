@@ -2,6 +2,7 @@
 //!
 //! Parsers are strict: what could be understood in two ways is refused, never repaired, because a proxy and a backend
 //! that disagree about where a message ends let one client's bytes become another's request.
+#![deny(clippy::disallowed_methods)]
 
 mod authority;
 pub(crate) mod chars;

@@ -1,4 +1,5 @@
 //! Which cluster serves a request: a table of hosts and paths that changes without being rebuilt.
+#![deny(clippy::disallowed_methods)]
 
 use std::collections::HashMap;
 

@@ -2,6 +2,7 @@
 //!
 //! Moving a deadline to a later time, the common case, only stores a number; the entry is looked at when its old
 //! slot comes round, and goes to a later one then. No allocation, no system call.
+#![deny(clippy::disallowed_methods)]
 
 /// Width of a slot in milliseconds: deadlines are kept to this, never early.
 const SLOT_MS: u64 = 64;
