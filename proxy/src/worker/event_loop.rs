@@ -259,9 +259,7 @@ impl Worker {
         }
         self.core.wheel.clear(key);
         session.client.discard_buffer(&mut self.core.buffers);
-        if session.reserved {
-            self.core.buffers.unreserve(super::session::BUFFERS_PER_REQUEST as usize);
-        }
+        session.give_reservation_back(&mut self.core.buffers);
         if how == Step::Reset {
             session.client.reset_on_close();
         }

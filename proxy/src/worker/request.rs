@@ -64,18 +64,20 @@ impl Worker {
     fn await_head(&mut self, key: usize) -> Step {
         let session = &mut self.sessions[key];
         session.client.release_if_empty(&mut self.core.buffers);
-        if session.client.buffer.is_some() {
+        if session.client.buffer.is_none() {
+            session.give_reservation_back(&mut self.core.buffers);
+        } else if session.first_byte_us == 0 {
+            session.first_byte_us = self.core.now.us.max(1); // it was pipelined, and its turn has come
+        }
+        if session.first_byte_us != 0 {
+            // An empty line counts as the beginning of a request, else a client could hold its connection with nothing but
+            // those.
             let deadline = session.first_byte_us / 1000 + self.core.settings.timeouts.head_ms;
             self.core.wheel.set(key, deadline);
             return Step::Wait;
         }
         if session.requests == 0 {
             return Step::Wait; // the deadline for the first head has run since the connection was accepted
-        }
-        session.first_byte_us = 0;
-        if session.reserved {
-            session.reserved = false;
-            self.core.buffers.unreserve(BUFFERS_PER_REQUEST as usize);
         }
         if self.core.draining {
             return Step::Close;

@@ -6,7 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use underpass_command::state::{RedirectMode, Settings};
 
 use super::random::RequestName;
-use crate::forward::{Endpoint, Flow, Ledger, TrailerLimits};
+use crate::forward::{BufferPool, Endpoint, Flow, Ledger, TrailerLimits};
 use crate::http1::{Framing, Method, Reason, RequestHead, Span, Target, Version};
 
 /// Buffers that one request can need at once: what came from the client, what came from the backend, and an edited head
@@ -116,6 +116,13 @@ impl Session {
             parsed: 0,
             first_byte_us: 0,
             linger_left: 0,
+        }
+    }
+
+    /// Takes back the promise of buffers, of which none may be in use any more.
+    pub(super) fn give_reservation_back(&mut self, buffers: &mut BufferPool) {
+        if std::mem::take(&mut self.reserved) {
+            buffers.unreserve(BUFFERS_PER_REQUEST as usize);
         }
     }
 }

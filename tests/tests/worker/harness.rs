@@ -1,0 +1,169 @@
+//! A worker on a thread of the test, with the test as its supervisor. Its counters are read directly, so a test can
+//! see that nothing is left behind when the last connection has ended.
+
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::os::fd::AsFd;
+use std::thread::{self, JoinHandle};
+
+use underpass::http1::Reason;
+use underpass::ipc::{Channel, ToSupervisor, ToWorker};
+use underpass::metrics::{Block, Counter, Peer as Side};
+use underpass::worker::{Confinement, Ended, serve};
+use underpass_command::state::State;
+use underpass_tests::proxy::Setup;
+use underpass_tests::wait::{PATIENCE, until, until_within};
+
+/// Gauges that are 0 when nothing is under way.
+const GAUGES: &[Counter] = &[
+    Counter::ClientsActive,
+    Counter::RequestsActive,
+    Counter::TunnelsActive,
+    Counter::BuffersUsed,
+    Counter::PipesUsed,
+];
+
+/// A running worker. Every test ends with [`Worker::stop`] or [`Worker::cut`].
+pub(crate) struct Worker {
+    address: SocketAddr,
+    metrics: Block,
+    channel: Option<Channel>,
+    thread: Option<JoinHandle<anyhow::Result<Ended>>>,
+}
+
+impl Worker {
+    /// Starts one that does what the setup says, behind one listener.
+    #[track_caller]
+    pub(crate) fn start(setup: Setup) -> Self {
+        let State { settings, listeners, clusters, routes } = setup.state;
+        let metrics = Block::create().expect("metrics memory");
+        let (channel, end) = Channel::pair().expect("a control channel");
+        let thread = thread::spawn(move || serve(end, Confinement::None));
+        let hello = ToWorker::Hello {
+            index: 0,
+            cpu: None,
+            generation: 1,
+            access_log: false,
+            steering: false,
+            seed: 1,
+            settings: Box::new(settings),
+        };
+        let send = |message: &ToWorker, descriptors: &[_]| {
+            until("room in the control channel", || channel.send(message, descriptors).ok());
+        };
+        send(&hello, &[metrics.fd()]);
+        for mut cluster in clusters {
+            let backends = std::mem::take(&mut cluster.backends);
+            let name = cluster.name.clone();
+            send(&ToWorker::AddCluster(cluster), &[]);
+            for backend in backends {
+                send(&ToWorker::AddBackend { cluster: name.clone(), backend }, &[]);
+            }
+        }
+        for route in routes {
+            send(&ToWorker::AddRoute(route), &[]);
+        }
+        let [mut listener] = <[_; 1]>::try_from(listeners).expect("one listener");
+        let socket = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
+        let address = socket.local_addr().expect("the address of a bound socket");
+        listener.address = address;
+        send(&ToWorker::AddListener(listener), &[socket.as_fd()]);
+        send(&ToWorker::Run, &[]);
+        let worker = Self { address, metrics, channel: Some(channel), thread: Some(thread) };
+        match worker.told() {
+            ToSupervisor::Running { .. } => worker,
+            other => panic!("the worker did not start: {other:?}"),
+        }
+    }
+
+    /// Where it listens.
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// A counter or gauge. Some gauges are brought up to date at the end of each turn of the worker's loop.
+    pub(crate) fn counter(&self, counter: Counter) -> u64 {
+        self.metrics.get(counter)
+    }
+
+    /// Waits until a counter or gauge has exactly this value.
+    #[track_caller]
+    pub(crate) fn until(&self, counter: Counter, value: u64) {
+        if until_within(PATIENCE, || (self.counter(counter) == value).then_some(())).is_none() {
+            panic!("{} is {}, not {value}, after {PATIENCE:?}", counter.name(), self.counter(counter));
+        }
+    }
+
+    /// How many requests were refused for this reason.
+    pub(crate) fn refused_requests(&self, reason: Reason) -> u64 {
+        self.metrics.refusals(Side::Client, reason.number())
+    }
+
+    /// Gives an order.
+    #[track_caller]
+    pub(crate) fn order(&self, message: &ToWorker) {
+        let channel = self.channel.as_ref().expect("the worker runs");
+        until("room in the control channel", || channel.send(message, &[]).ok());
+    }
+
+    /// Waits until nothing is under way and all that was taken from pools is back.
+    #[track_caller]
+    pub(crate) fn expect_quiet(&self) {
+        if until_within(PATIENCE, || self.busy().is_empty().then_some(())).is_none() {
+            panic!("still not quiet after {PATIENCE:?}: {}", self.busy().join(", "));
+        }
+    }
+
+    /// Waits until all is quiet, ends the worker, and checks what it left behind.
+    #[track_caller]
+    pub(crate) fn stop(self) {
+        self.expect_quiet();
+        assert_eq!(self.drain(20_000), Ended::Drained);
+    }
+
+    /// Ends the worker though so many connections are open.
+    #[track_caller]
+    pub(crate) fn cut(self, connections: usize) {
+        assert_eq!(self.drain(0), Ended::Cut(connections));
+    }
+
+    #[track_caller]
+    fn drain(mut self, deadline_ms: u64) -> Ended {
+        self.order(&ToWorker::Drain { deadline_ms });
+        let thread = self.thread.take().expect("the worker runs");
+        let ended = thread.join().expect("the worker panicked").expect("the worker failed");
+        for gauge in GAUGES.iter().chain(&[Counter::BackendsOpen, Counter::BackendsIdle]) {
+            assert_eq!(self.counter(*gauge), 0, "{} at the end", gauge.name());
+        }
+        ended
+    }
+
+    fn busy(&self) -> Vec<String> {
+        let value = |counter: Counter| self.counter(counter);
+        let mut busy: Vec<String> = GAUGES
+            .iter()
+            .filter(|gauge| value(**gauge) != 0)
+            .map(|gauge| format!("{} {}", gauge.name(), value(*gauge)))
+            .collect();
+        let (open, idle) = (value(Counter::BackendsOpen), value(Counter::BackendsIdle));
+        if open != idle {
+            busy.push(format!("backend_connections_open {open}, backend_connections_idle {idle}"));
+        }
+        busy
+    }
+
+    fn told(&self) -> ToSupervisor {
+        let channel = self.channel.as_ref().expect("the worker runs");
+        let told = until("a word from the worker", || channel.receive().ok());
+        told.expect("the worker closed the control channel").0
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        // A closed channel ends the worker of a test that failed.
+        self.channel = None;
+        if self.thread.is_some() && !thread::panicking() {
+            panic!("a test has to end with Worker::stop or Worker::cut");
+        }
+    }
+}

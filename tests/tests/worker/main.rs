@@ -1,0 +1,4 @@
+//! A worker alone: its event loop, pools, limits and timers, driven by scripted peers over real sockets.
+
+mod harness;
+mod heads;
