@@ -90,6 +90,17 @@ impl BufferPool {
         self.size
     }
 
+    /// Longest edited head that a buffer holds.
+    #[inline]
+    pub fn edited_size_max(&self) -> usize {
+        self.size + EDIT_ROOM
+    }
+
+    /// Buffers promised now.
+    pub fn reserved(&self) -> usize {
+        self.reserved
+    }
+
     /// Buffers taken now.
     pub fn used(&self) -> usize {
         self.count - self.free.len()

@@ -146,6 +146,9 @@ impl Flow {
         (buffer.start, buffer.cleared) = (buffer.unscanned, buffer.unscanned);
         self.clear_buffered(buffer, tools.buffers)?;
         let whole = edit.size();
+        if whole > tools.buffers.edited_size_max() {
+            return Err(Broken::Refused(Reason::HeadTooLarge));
+        }
         let body = buffer.cleared - buffer.start;
         let mut sent = 0;
         if self.is_flushed() && sink.writable {
@@ -288,7 +291,7 @@ impl Flow {
                 return Ok(false);
             }
             // More follows at once only if the source filled the pipe; otherwise the last segment must not wait.
-            let more = pipe.filled() >= pipe.capacity();
+            let more = pipe.filled() >= pipe.capacity() && !self.ledger.is_settled();
             match pipe.drain(&*sink, more) {
                 Ok(n) => {
                     self.spliced += n as u64;

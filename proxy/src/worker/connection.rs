@@ -41,7 +41,7 @@ pub(super) fn open(
     upstream: u32,
     session: usize,
 ) -> io::Result<usize> {
-    if connections.len() >= most(&core.settings) {
+    if connections.len() >= most(&core.settings) && !close_one_idle(core, connections) {
         let reason = "the worker's limit of connections to backends is reached";
         return Err(io::Error::new(io::ErrorKind::QuotaExceeded, reason));
     }
@@ -63,6 +63,15 @@ pub(super) fn open(
     core.count(Counter::BackendConnects);
     core.gauge(Counter::BackendsOpen, true);
     Ok(key)
+}
+
+/// Closes the idle connection that was used longest ago, of the backend that has most of them. False if there is none.
+#[cold]
+fn close_one_idle(core: &mut Core, connections: &mut Connections) -> bool {
+    let fullest = core.upstreams.iter().max_by_key(|upstream| upstream.idle.len());
+    let Some(&key) = fullest.and_then(|upstream| upstream.idle.first()) else { return false };
+    close(core, connections, key);
+    true
 }
 
 /// Takes the idle connection to a backend that was used last.
@@ -87,12 +96,17 @@ pub(super) fn retire(core: &mut Core, connections: &mut Connections, key: usize)
     let upstream = connection.upstream as usize;
     let room = core.upstreams[upstream].idle.len() < core.settings.limits.backend_idle as usize;
     connection.endpoint.release_if_empty(&mut core.buffers);
-    let clean =
-        connection.endpoint.buffer.is_none() && !connection.endpoint.hangup && !connection.endpoint.ended;
-    if connection.endpoint.buffer.is_some() {
+    let idle = match &connection.endpoint {
+        endpoint if endpoint.buffer.is_some() => Idle::Unsolicited,
+        endpoint if endpoint.hangup || endpoint.ended => Idle::Ended,
+        // What has been announced and was not read gives no further event: it would be the next request's response.
+        endpoint if endpoint.readable => peek(&mut connection.endpoint),
+        _ => Idle::Quiet,
+    };
+    if matches!(idle, Idle::Unsolicited) {
         core.count(Counter::BackendUnsolicited);
     }
-    if !room || !clean || core.draining {
+    if !room || !matches!(idle, Idle::Quiet) || core.draining {
         close(core, connections, key);
         return;
     }
@@ -112,7 +126,7 @@ pub(super) fn close(core: &mut Core, connections: &mut Connections, key: usize) 
     if connection.session.is_none() {
         let idle = &mut core.upstreams[connection.upstream as usize].idle;
         if let Some(at) = idle.iter().rposition(|other| *other == key) {
-            idle.swap_remove(at);
+            idle.remove(at); // the order tells which was used last
             core.gauge(Counter::BackendsIdle, false);
         }
     }

@@ -21,6 +21,8 @@ use crate::metrics::Counter;
 const EVENTS: usize = 256;
 /// Connections accepted from one listener before the others get their turn.
 const ACCEPT_BATCH: usize = 64;
+/// Steps of one session before the others get their turn.
+const STEPS_MAX: usize = 16;
 /// How soon a failed accept (no descriptors left) or a full access log is tried again.
 const RETRY_MS: u64 = 50;
 
@@ -57,6 +59,8 @@ pub struct Worker {
     pub(super) began: Instant,
     pub(super) drain_deadline_ms: Option<u64>,
     pub(super) expired: Vec<usize>,
+    /// Sessions that came beyond the limit of connections.
+    overflow: usize,
     poll: Poll,
 }
 
@@ -73,6 +77,7 @@ impl Worker {
             slot,
             began: Instant::now(),
             drain_deadline_ms: None,
+            overflow: 0,
             poll,
         }
     }
@@ -188,7 +193,7 @@ impl Worker {
 
     /// Takes a session as far as it goes.
     pub(super) fn drive(&mut self, key: usize) {
-        loop {
+        for _ in 0..STEPS_MAX {
             let step = match self.sessions[key].phase {
                 Phase::Head => self.read_head(key),
                 Phase::Connecting => self.connecting(key),
@@ -200,19 +205,17 @@ impl Worker {
             match step {
                 Step::Again => {}
                 Step::Wait => return,
-                Step::Yield => {
-                    let session = &mut self.sessions[key];
-                    if !session.queued {
-                        session.queued = true;
-                        self.core.runnable.push_back(key);
-                    }
-                    return;
-                }
+                Step::Yield => break,
                 Step::Close | Step::Reset => {
                     self.end(key, step);
                     return;
                 }
             }
+        }
+        let session = &mut self.sessions[key];
+        if !session.queued {
+            session.queued = true;
+            self.core.runnable.push_back(key);
         }
     }
 
@@ -252,6 +255,9 @@ impl Worker {
 
     /// Ends a session and all it holds.
     pub(super) fn end(&mut self, key: usize, how: Step) {
+        let exchange = &self.sessions[key].exchange;
+        // A FIN would make half a response look like a whole one where only the end of the connection ends it.
+        let cut = exchange.active && exchange.response_head_done;
         self.finish_exchange(key, false);
         let mut session = self.sessions.remove(key);
         if session.phase == Phase::Tunnel {
@@ -260,14 +266,18 @@ impl Worker {
         self.core.wheel.clear(key);
         session.client.discard_buffer(&mut self.core.buffers);
         session.give_reservation_back(&mut self.core.buffers);
-        if how == Step::Reset {
+        if session.overflow {
+            self.overflow -= 1;
+        }
+        if how == Step::Reset || cut {
             session.client.reset_on_close();
         }
         // Dropping the session closes its socket, which takes it out of epoll.
     }
 
     fn is_full(&self) -> bool {
-        self.sessions.len() >= self.core.settings.limits.connections as usize
+        // Those that were refused and have not gone yet take no place.
+        self.sessions.len() - self.overflow >= self.core.settings.limits.connections as usize
     }
 
     /// Accepts from one listener until its queue is empty, a batch is full, or the limit is reached.
@@ -326,6 +336,8 @@ impl Worker {
         let listener = u16::try_from(listener).unwrap_or(u16::MAX);
         entry.insert(Session::new(Endpoint::new(stream, false, true), listener, peer));
         if full {
+            self.sessions[key].overflow = true;
+            self.overflow += 1;
             match self.refuse_connection(key, crate::http1::Reason::LimitReached) {
                 step @ (Step::Close | Step::Reset) => self.end(key, step),
                 _ => self.drive(key),
@@ -399,6 +411,7 @@ impl Worker {
     fn drained(&mut self) -> Option<Ended> {
         let deadline = self.drain_deadline_ms?;
         if self.sessions.is_empty() {
+            self.check_empty();
             return Some(Ended::Drained);
         }
         if self.core.now.ms < deadline {
@@ -410,6 +423,17 @@ impl Worker {
         for key in keys {
             self.end(key, Step::Close);
         }
+        self.check_empty();
         Some(Ended::Cut(cut))
+    }
+
+    /// Whatever sessions held is back in its place when the last has ended.
+    fn check_empty(&self) {
+        let core = &self.core;
+        debug_assert_eq!((core.buffers.used(), core.buffers.reserved()), (0, 0), "buffers used and reserved");
+        debug_assert_eq!(core.pipes.used(), 0, "pipes used");
+        debug_assert!(self.connections.is_empty(), "connections to backends");
+        debug_assert!(core.upstreams.iter().all(|upstream| upstream.active == 0), "requests under way");
+        debug_assert_eq!(self.overflow, 0, "connections beyond the limit");
     }
 }

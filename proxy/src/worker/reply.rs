@@ -5,7 +5,7 @@ use std::io::{self, Read, Write};
 use super::event_loop::Worker;
 use super::session::{Exchange, Phase, Step};
 use crate::forward::Flow;
-use crate::http1::{Framing, Method, Reason};
+use crate::http1::{Framing, Method, Reason, Version};
 use crate::metrics::{Counter, Peer};
 
 /// Bytes that a client may still send after it was told that nothing more will be read.
@@ -14,6 +14,8 @@ const LINGER_SIZE_MAX: usize = 1024 * 1024;
 const DISCARD: usize = 16 * 1024;
 /// Rounds of discarding in one turn.
 const DISCARD_ROUNDS: usize = 8;
+
+const CLOSE: &str = "Connection: close\r\n";
 
 /// The standard phrases of the statuses sent here (RFC 9110 section 15, RFC 6585 section 5).
 fn phrase(status: u16) -> &'static str {
@@ -43,11 +45,11 @@ struct Answer {
 }
 
 impl Answer {
-    fn new(status: u16, reason: Reason, close: bool, head_only: bool) -> Self {
+    /// `connection` is the line that tells what becomes of the connection, or nothing.
+    fn new(status: u16, reason: Reason, connection: &str, head_only: bool) -> Self {
         let mut answer = Self { bytes: [0; 512], length: 0 };
         let phrase = phrase(status);
         let body_size = 4 + phrase.len() + 2 + reason.text().len() + 1;
-        let connection = if close { "Connection: close\r\n" } else { "" };
         let retry = if status == 503 { "Retry-After: 1\r\n" } else { "" };
         let mut rest = &mut answer.bytes[..];
         let room = rest.len();
@@ -116,7 +118,13 @@ impl Worker {
             buffer.held = false;
         }
         let head_only = active && exchange.head.method == Method::Head;
-        let answer = Answer::new(status, reason, exchange.close, head_only);
+        // RFC 9112 section 9.3: an HTTP/1.0 client must be told that its connection stays open.
+        let connection = match exchange.head.version {
+            _ if exchange.close => CLOSE,
+            Version::Http10 => "Connection: keep-alive\r\n",
+            Version::Http11 => "",
+        };
+        let answer = Answer::new(status, reason, connection, head_only);
         exchange.response = Flow::idle();
         exchange.response.push_own(answer.as_bytes(), &mut core.buffers);
         session.phase = Phase::Reply;
@@ -150,7 +158,7 @@ impl Worker {
     pub(super) fn refuse_connection(&mut self, key: usize, reason: Reason) -> Step {
         self.core.refused(Peer::Client, reason);
         self.core.count(Counter::Responses5xx);
-        let answer = Answer::new(reason.status(), reason, true, false);
+        let answer = Answer::new(reason.status(), reason, CLOSE, false);
         let session = &mut self.sessions[key];
         let _ = session.client.send(&[io::IoSlice::new(answer.as_bytes())]);
         session.client.readable = true;
@@ -162,11 +170,14 @@ impl Worker {
     pub(super) fn close_gently(&mut self, key: usize, settled: bool) -> Step {
         let session = &mut self.sessions[key];
         let quiet = session.client.buffer.as_ref().is_none_or(|buffer| !buffer.has_unscanned());
-        if session.client.ended || (settled && quiet && !session.client.readable) {
+        // A client that meant to go on does not know yet that it cannot, and may be sending.
+        let expected = settled && !session.exchange.head.keep_alive;
+        if session.client.ended || (expected && quiet && !session.client.readable) {
             return Step::Close;
         }
         session.client.shutdown_write();
         session.client.discard_buffer(&mut self.core.buffers);
+        session.give_reservation_back(&mut self.core.buffers);
         session.phase = Phase::Linger;
         session.linger_left = LINGER_SIZE_MAX;
         session.client.readable = true;

@@ -7,19 +7,19 @@ use underpass_command::state::RequestId;
 use super::connection::{self, Idle};
 use super::event_loop::Worker;
 use super::random::RequestName;
-use super::session::{BUFFERS_PER_REQUEST, Exchange, Phase, Step};
+use super::session::{ATTEMPTS_MAX, BUFFERS_PER_REQUEST, Exchange, Phase, Step};
 use crate::forward::{Broken, Buffer, Received};
 use crate::http1::{Framing, Known, Method, Reason, RequestEdit, RequestHead, edit_request, parse_request};
 use crate::metrics::{Counter, Peer};
 use crate::route::Found;
 
-/// Backends tried for one request before the client is told.
-const ATTEMPTS_MAX: u8 = 3;
+/// Reads for one head before the others get their turn: there may be any number of empty lines before it.
+const READS_MAX: usize = 16;
 
 impl Worker {
     /// Reads until a head is complete, then begins its request.
     pub(super) fn read_head(&mut self, key: usize) -> Step {
-        loop {
+        for _ in 0..READS_MAX {
             match self.parse_head(key) {
                 Ok(Some(head)) => return self.begin_request(key, head),
                 Ok(None) => {}
@@ -58,6 +58,7 @@ impl Worker {
                 Err(_) => return Step::Close,
             }
         }
+        Step::Yield
     }
 
     /// Nothing is there to be read: gives back what is not needed meanwhile.
@@ -177,19 +178,20 @@ impl Worker {
     pub(super) fn dispatch(&mut self, key: usize, parsed: bool) -> Step {
         let Self { core, sessions, connections, .. } = self;
         let exchange = &mut sessions[key].exchange;
-        let failed = exchange.upstream.take();
-        if let Some(failed) = failed {
+        if let Some(failed) = exchange.upstream.take() {
             core.upstreams[failed as usize].active -= 1;
         }
         let cluster = &mut core.clusters[exchange.cluster as usize];
         let upstreams = &core.upstreams;
         let load = |n: usize| upstreams[cluster.upstreams[n] as usize].active;
-        let avoid = failed.and_then(|failed| cluster.upstreams.iter().position(|&other| other == failed));
-        let Some(chosen) = cluster.balancer.choose(cluster.upstreams.len(), load, avoid) else {
+        let tried = &exchange.tried[..usize::from(exchange.attempts)];
+        let was_tried = |n: usize| tried.contains(&cluster.upstreams[n]);
+        let Some(chosen) = cluster.balancer.choose(cluster.upstreams.len(), load, was_tried) else {
             return self.refuse(key, Reason::BackendMissing);
         };
         let upstream = cluster.upstreams[chosen];
         exchange.upstream = Some(upstream);
+        exchange.tried[usize::from(exchange.attempts)] = upstream;
         exchange.attempts += 1;
         core.upstreams[upstream as usize].active += 1;
         // A retry and a tunnel want a connection that is surely fresh.
@@ -238,10 +240,12 @@ impl Worker {
             Ok(Some(_)) | Err(_) => return self.connect_failed(key, Reason::ConnectFailed),
         }
         if let Err(error) = endpoint.stream().peer_addr() {
-            // Not yet: the event was left over from another connection.
-            let pending = error.kind() == io::ErrorKind::NotConnected && !endpoint.hangup;
-            endpoint.writable = false;
-            return if pending { Step::Wait } else { self.connect_failed(key, Reason::ConnectFailed) };
+            if error.kind() != io::ErrorKind::NotConnected {
+                return self.connect_failed(key, Reason::ConnectFailed);
+            }
+            // Not yet: the event was left over from another connection, and so was all that it said.
+            (endpoint.readable, endpoint.writable, endpoint.hangup) = (false, false, false);
+            return Step::Wait;
         }
         if self.sessions[key].exchange.head.method == Method::Connect {
             return self.open_connect_tunnel(key);
@@ -255,7 +259,7 @@ impl Worker {
         self.close_backend(key);
         let exchange = &self.sessions[key].exchange;
         let others = self.core.clusters[exchange.cluster as usize].upstreams.len() > 1;
-        if others && exchange.attempts < ATTEMPTS_MAX && self.is_held(key) {
+        if others && usize::from(exchange.attempts) < ATTEMPTS_MAX && self.is_held(key) {
             return self.dispatch(key, false);
         }
         self.refuse(key, reason)

@@ -72,14 +72,19 @@ impl Worker {
                 }
                 if progress == Progress::Yielded { Step::Yield } else { Step::Wait }
             }
+            Err(Broken::SourceEnded) if exchange.response_head_done => {
+                // It has seen the answer, and gives up sending what nobody wants any more.
+                exchange.request_broken = true;
+                Step::Wait
+            }
             Err(Broken::SourceEnded | Broken::Source(_)) => {
                 core.count(Counter::AbortsClient);
                 Step::Close
             }
             Err(Broken::Refused(reason)) => self.refuse(key, reason),
-            Err(Broken::Sink(_)) => {
+            Err(Broken::Sink(error)) => {
                 // The backend may have answered before it went: that answer, not the failed write, decides.
-                exchange.request_broken = true;
+                exchange.break_request(&error);
                 connections[connection].endpoint.readable = true;
                 Step::Wait
             }
@@ -150,7 +155,9 @@ impl Worker {
             // RFC 9110 section 7.8: a server must not switch to a protocol that was not asked for.
             Some(head)
                 if head.status == 101
-                    && !(session.exchange.head.upgrade && core.fields.has(Known::Upgrade)) =>
+                    && !(session.exchange.head.upgrade
+                        && session.exchange.request_done
+                        && core.fields.has(Known::Upgrade)) =>
             {
                 Err(Reason::UpgradeUnexpected)
             }
@@ -234,6 +241,11 @@ impl Worker {
         let progress = exchange.response.pump(source, &mut session.client, &mut tools);
         let moved = exchange.response.moved() != before;
         match progress {
+            Ok(Progress::Done) if exchange.response_until_close && exchange.backend_reset => {
+                core.refused(Peer::Backend, Reason::BodyTruncated);
+                core.count(Counter::AbortsBackend);
+                Step::Reset
+            }
             Ok(Progress::Done) => self.complete(key),
             Ok(progress) => {
                 if moved {
@@ -279,7 +291,7 @@ impl Worker {
     }
 
     /// Counts an exchange out and parts with the backend: its connection goes back to the pool where both messages have ended
-    /// and `settled` says that the request had.
+    /// and `settled` says that the request had. For a tunnel it says that both directions have ended in order.
     pub(super) fn finish_exchange(&mut self, key: usize, settled: bool) {
         let Self { core, sessions, connections, .. } = self;
         let session = &mut sessions[key];
@@ -290,10 +302,14 @@ impl Worker {
                 && exchange.response.ledger.is_settled()
                 && exchange.response.is_flushed()
                 && exchange.response_keep_alive
-                && exchange.status != 101;
+                && session.phase != Phase::Tunnel;
             if reusable {
                 connection::retire(core, connections, connection);
             } else {
+                if session.phase == Phase::Tunnel && !settled {
+                    // A tunnel has no framing but its ends.
+                    connections[connection].endpoint.reset_on_close();
+                }
                 connection::close(core, connections, connection);
             }
         }

@@ -12,6 +12,8 @@ use crate::http1::{Framing, Method, Reason, RequestHead, Span, Target, Version};
 /// Buffers that one request can need at once: what came from the client, what came from the backend, and an edited head
 /// on the way to each.
 pub(super) const BUFFERS_PER_REQUEST: u32 = 4;
+/// Backends tried for one request before the client is told.
+pub(super) const ATTEMPTS_MAX: usize = 3;
 /// Sessions beyond the limit of connections, which only tell a client that it came too late.
 pub(super) const OVERFLOW: usize = 128;
 
@@ -89,6 +91,8 @@ pub(super) struct Session {
     /// Key of the connection to the backend.
     pub(super) backend: Option<usize>,
     pub(super) exchange: Exchange,
+    /// It came beyond the limit of connections, and is only told so.
+    pub(super) overflow: bool,
     /// Whether buffers are reserved for it.
     pub(super) reserved: bool,
     /// Whether it stands in the list of runnable sessions.
@@ -111,6 +115,7 @@ impl Session {
             requests: 0,
             backend: None,
             exchange: Exchange::none(),
+            overflow: false,
             reserved: false,
             queued: false,
             parsed: 0,
@@ -145,12 +150,16 @@ pub(super) struct Exchange {
     pub(super) mode: RedirectMode,
     /// Times a backend was tried.
     pub(super) attempts: u8,
+    /// Which backends those were.
+    pub(super) tried: [u32; ATTEMPTS_MAX],
     /// The connection to the backend had carried a request before.
     pub(super) reused: bool,
     /// All of the request was sent.
     pub(super) request_done: bool,
     /// The backend takes no more of the request; its response may still come.
     pub(super) request_broken: bool,
+    /// A failed write has told that the backend reset the connection; reading will end as if it had closed in order.
+    pub(super) backend_reset: bool,
     /// A byte of a response has come.
     pub(super) response_begun: bool,
     /// The head of the final response has been passed on.
@@ -196,9 +205,11 @@ impl Exchange {
             response: Flow::idle(),
             mode: RedirectMode::Copy,
             attempts: 0,
+            tried: [0; ATTEMPTS_MAX],
             reused: false,
             request_done: false,
             request_broken: false,
+            backend_reset: false,
             response_begun: false,
             response_head_done: false,
             response_keep_alive: false,
@@ -214,6 +225,12 @@ impl Exchange {
     /// The beginning of a request.
     pub(super) fn begin(head: RequestHead, head_start: usize) -> Self {
         Self { active: true, head, head_start, close: !head.keep_alive, ..Self::none() }
+    }
+
+    /// Enters that writing to the backend has failed. `EPIPE` is what is left of a connection whose end was seen in order.
+    pub(super) fn break_request(&mut self, error: &std::io::Error) {
+        self.request_broken = true;
+        self.backend_reset |= error.kind() != std::io::ErrorKind::BrokenPipe;
     }
 
     /// The flow of the request's body, from its start.

@@ -2,7 +2,7 @@
 
 use super::event_loop::Worker;
 use super::session::{Phase, Step};
-use crate::forward::{Flow, Ledger, Progress, Tools};
+use crate::forward::{Broken, Flow, Ledger, Progress, Tools};
 use crate::http1::Framing;
 use crate::metrics::Counter;
 
@@ -45,7 +45,7 @@ impl Worker {
         let session = &mut self.sessions[key];
         session.phase = Phase::Tunnel;
         session.exchange.close = true;
-        session.exchange.request_done = false;
+        (session.exchange.request_done, session.exchange.request_broken) = (false, false);
         let tunnel_idle_ms = self.core.settings.timeouts.tunnel_idle_ms;
         self.deadline(key, tunnel_idle_ms);
         Step::Again
@@ -67,19 +67,24 @@ impl Worker {
             } else {
                 (&mut exchange.response, &mut *backend, &mut session.client)
             };
-            let open = !flow.ledger.is_settled() || !flow.is_flushed();
-            if !open {
+            if is_done(flow) || (upward && exchange.request_broken) {
                 continue;
             }
             match flow.pump(source, sink, &mut tools) {
+                Ok(Progress::Done) if !upward && exchange.backend_reset => return Step::Reset,
                 Ok(Progress::Done) => sink.shutdown_write(),
                 Ok(Progress::Yielded) => yielded = true,
                 Ok(Progress::Starved | Progress::Blocked) => {}
+                Err(Broken::Sink(error)) if upward => {
+                    // What the backend said before it went is still to be delivered.
+                    exchange.break_request(&error);
+                    sink.readable = true;
+                }
                 Err(_) => return Step::Reset,
             }
         }
-        let ended = exchange.request.ledger.is_settled() && exchange.response.ledger.is_settled();
-        if ended && exchange.request.is_flushed() && exchange.response.is_flushed() {
+        if (is_done(&exchange.request) || exchange.request_broken) && is_done(&exchange.response) {
+            self.finish_exchange(key, true);
             return Step::Close;
         }
         if exchange.request.moved() + exchange.response.moved() != before {
@@ -88,4 +93,9 @@ impl Worker {
         }
         if yielded { Step::Yield } else { Step::Wait }
     }
+}
+
+/// The ledger of a tunnel's direction is settled when its end was read and all before it was passed on.
+fn is_done(flow: &Flow) -> bool {
+    flow.ledger.is_settled() && flow.is_flushed()
 }

@@ -1,4 +1,10 @@
 //! A worker alone: its event loop, pools, limits and timers, driven by scripted peers over real sockets.
 
+mod bounds;
+mod closing;
 mod harness;
 mod heads;
+mod limits;
+mod pool;
+mod soak;
+mod tunnels;
