@@ -9,7 +9,7 @@ use super::table::Key;
 
 /// The configuration file of a state, with every key that has a value.
 ///
-/// Reading it gives the same state, if that keeps the rules of [`super::validate`] and its hosts are in lower case.
+/// Reading it gives the same state, if that keeps the rules of [`super::validate()`] and its hosts are in lower case.
 pub fn to_toml(state: &State) -> String {
     let mut out = String::new();
     write_keys(&mut out, keys::ROOT, &state.settings);

@@ -1,6 +1,6 @@
 //! The data plane: one process, one thread, one event loop, pinned to one core.
 //!
-//! [`event_loop`] waits and drives; a session goes through the phases of [`session::Phase`]: `request` brings a head to
+//! `event_loop` waits and drives; a session goes through the phases of `session::Phase`: `request` brings a head to
 //! a backend, `response` brings the answer back, `reply` answers where no backend does, `tunnel` passes bytes after an
 //! upgrade. `connection` keeps the connections to backends, `control` obeys the supervisor.
 
