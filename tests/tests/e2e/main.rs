@@ -1,6 +1,8 @@
 //! End to end over real sockets: semantics, bodies, failures, limits.
 
 mod bodies;
+mod borders;
+mod chaos;
 mod failures;
 mod lifecycle;
 mod limits;

@@ -317,3 +317,44 @@ fn the_least_loaded_backend_is_chosen() {
     drop((held, free));
     proxy.stop();
 }
+
+#[test]
+fn ipv6_on_both_sides() {
+    use underpass_command::state::ForwardedFields;
+    let Ok(listener) = std::net::TcpListener::bind("[::1]:0") else {
+        underpass_tests::skip("this machine has no IPv6");
+        return;
+    };
+    let backend = Backend::on(listener, |connection| connection.answer_all(OK));
+    let proxy = Setup::to(&[backend.address()])
+        .with(|state| {
+            state.listeners[0].address = "[::1]:0".parse().expect("an address");
+            state.listeners[0].forwarded = ForwardedFields::Append;
+        })
+        .start();
+    let mut client = Peer::connect(proxy.address());
+    client.send("GET / HTTP/1.1\r\nHost: [::1]\r\n\r\n");
+    assert_eq!(client.response().text(), "ok");
+    drop(client);
+    let request = &backend.requests()[0];
+    assert_eq!(request.value("X-Forwarded-For"), Some("::1"));
+    // RFC 7239 section 6: an IPv6 address is quoted and in brackets.
+    assert!(
+        request.value("Forwarded").is_some_and(|value| value.contains("for=\"[::1]\"")),
+        "{:?}",
+        request.fields
+    );
+    proxy.stop();
+}
+
+#[test]
+fn an_answer_of_the_proxy_to_head_has_no_body() {
+    let proxy = Setup::to(&[]).expect_log("has no backend").start();
+    let mut client = Peer::connect(proxy.address());
+    client.send("HEAD / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");
+    let response = client.response_to("HEAD");
+    assert_eq!(response.status(), 503);
+    client.expect_end();
+    drop(client);
+    proxy.stop();
+}
