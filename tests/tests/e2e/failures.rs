@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use socket2::{Domain, Socket, Type};
 use underpass_tests::body::Content;
+use underpass_tests::ports::ReservedPort;
 use underpass_tests::proxy::{MODES, Setup};
 use underpass_tests::{Backend, GET, OK, Peer, until};
 
@@ -332,6 +333,28 @@ fn a_client_that_goes_while_its_backend_is_being_reached() {
     client.send(GET);
     until("the request is under way", || (proxy.counter("requests_active") == 1).then_some(()));
     client.reset();
+    proxy.stop();
+}
+
+#[test]
+fn backends_that_are_down_are_passed_over() {
+    let good = Backend::answering(OK);
+    let down = [(); 4].map(|()| ReservedPort::new());
+    let [one, two, three, four] = down.each_ref().map(ReservedPort::address);
+    let proxy = Setup::to(&[one, two, good.address()]).start();
+    for _ in 0..6 {
+        let mut client = Peer::connect(proxy.address());
+        client.send(GET);
+        assert_eq!(client.response().text(), "ok");
+    }
+    proxy.stop();
+    // No request goes on trying for long.
+    let proxy = Setup::to(&[one, two, three, four]).start();
+    let mut client = Peer::connect(proxy.address());
+    client.send(GET);
+    assert_eq!(client.response().status(), 502);
+    drop(client);
+    assert_eq!(proxy.counter("backend_connects_failed"), 3);
     proxy.stop();
 }
 

@@ -281,6 +281,41 @@ fn a_head_at_its_bounds_is_taken() {
 }
 
 #[test]
+fn a_host_name_above_its_bound() {
+    let get = |size: usize| format!("GET / HTTP/1.1\r\nHost: {}\r\n\r\n", "h".repeat(size));
+    refused(&[case(get(256), 400, "host_invalid")]);
+    let backend = Backend::answering(OK);
+    let proxy = Proxy::to(&[backend.address()]);
+    let mut client = Peer::connect(proxy.address());
+    client.send(get(255));
+    assert_eq!(client.response().text(), "ok");
+    drop(client);
+    proxy.stop();
+}
+
+#[test]
+fn a_chunk_line_above_its_bound() {
+    let chunk = |size: usize| {
+        let extension = "e".repeat(size - 2);
+        format!("{}5;{extension}\r\nhello\r\n0\r\n\r\n", with("Transfer-Encoding: chunked"))
+    };
+    let backend = Backend::start(|connection| {
+        // The first request arrives whole, the second one does not.
+        while let Ok(Some(request)) = connection.peer.try_request() {
+            assert_eq!(request.text(), "hello");
+            connection.peer.send(OK);
+        }
+    });
+    let proxy = Proxy::to(&[backend.address()]);
+    let mut client = Peer::connect(proxy.address());
+    client.send(chunk(1000));
+    assert_eq!(client.response().text(), "ok");
+    drop(client);
+    expect_refusal(&proxy, &case(chunk(1100), 400, "chunk_extension_malformed"));
+    proxy.stop();
+}
+
+#[test]
 fn a_body_above_its_bound() {
     let limit = |setup: Setup| setup.with(|state| state.settings.limits.request_body_size_max = 10);
     refused_by(limit, &[case(format!("{}hello, world", with("Content-Length: 12")), 413, "body_too_large")]);
