@@ -231,10 +231,9 @@ impl Flow {
             }
             if source.ended {
                 // Everything it sent has been passed on.
-                return match self.ledger.close() {
-                    Ok(()) => continue,
-                    Err(_) => Err(Broken::SourceEnded),
-                };
+                self.ledger.close().map_err(|_| Broken::SourceEnded)?;
+                self.release_pipe(tools);
+                return Ok(Progress::Done);
             }
             if !source.readable {
                 self.release_pipe(tools);

@@ -149,6 +149,37 @@ fn each_side_may_end_first() {
     }
 }
 
+/// A turn of a flow has a bounded number of rounds; the end of the stream may come with the last of them.
+#[test]
+fn an_end_at_any_round_of_a_turn_is_passed_on() {
+    for mode in MODES {
+        let (sent, sents) = mpsc::channel::<()>();
+        let sents = Mutex::new(sents);
+        let backend = Backend::start(move |connection| {
+            let Some(_) = connection.request() else { return };
+            // All of the stream and its end wait in the proxy's socket.
+            sents.lock().expect("one at a time").recv_timeout(PATIENCE).expect("the test goes on");
+            connection.peer.send(SWITCHED);
+            let heard = connection.peer.rest();
+            connection.peer.send(heard);
+        });
+        let worker = Worker::start(Setup::to(&[backend.address()]).redirect(mode).with(|state| {
+            let limits = &mut state.settings.limits;
+            (limits.buffer_size, limits.head_size_max, limits.target_size_max) = (4096, 4096, 1000);
+            limits.pipe_size = 4096;
+        }));
+        for size in (13 * 4096..17 * 4096).step_by(512) {
+            let mut client = Peer::connect(worker.address());
+            client.send([UPGRADE.as_bytes(), &vec![b'x'; size]].concat());
+            client.finish();
+            sent.send(()).expect("the backend runs");
+            assert_eq!(client.head().status(), 101);
+            assert_eq!(client.rest().len(), size, "{mode}");
+        }
+        worker.stop();
+    }
+}
+
 #[test]
 fn a_declined_upgrade_and_the_request_behind_it() {
     let backend = Backend::answering(OK);
