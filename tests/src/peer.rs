@@ -252,6 +252,15 @@ impl Peer {
         self.set_patience(PATIENCE);
     }
 
+    /// Reads the body of a request whose head was read.
+    ///
+    /// # Errors
+    /// As [`Self::try_response_to`].
+    pub fn try_request_body(&mut self, head: Message) -> io::Result<Message> {
+        let framing = head.request_framing()?;
+        self.with_body(head, framing)
+    }
+
     fn with_body(&mut self, mut message: Message, framing: Framing) -> io::Result<Message> {
         match framing {
             Framing::None => {}

@@ -127,8 +127,14 @@ impl Worker {
     }
 
     #[track_caller]
-    fn drain(mut self, deadline_ms: u64) -> Ended {
+    fn drain(self, deadline_ms: u64) -> Ended {
         self.order(&ToWorker::Drain { deadline_ms });
+        self.join()
+    }
+
+    /// Waits until a worker that drains has ended, and checks what it left behind.
+    #[track_caller]
+    pub(crate) fn join(mut self) -> Ended {
         let thread = self.thread.take().expect("the worker runs");
         let ended = thread.join().expect("the worker panicked").expect("the worker failed");
         for gauge in GAUGES.iter().chain(&[Counter::BackendsOpen, Counter::BackendsIdle]) {

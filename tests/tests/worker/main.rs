@@ -2,9 +2,11 @@
 
 mod bounds;
 mod closing;
+mod drain;
 mod harness;
 mod heads;
 mod limits;
 mod pool;
 mod soak;
+mod timeouts;
 mod tunnels;

@@ -111,7 +111,8 @@ fn receive(peer: &mut Peer, plans: &[Plan], exit: Exit, outcomes: &Outcomes) {
             }
             502 => {
                 // A connection that was stale costs a request that is no longer at hand.
-                assert!(plan.fault != Fault::None || plan.up.is_some(), "502 to {plan:?}");
+                let fragile = plan.up.is_some() || plan.method == "POST";
+                assert!(plan.fault != Fault::None || fragile, "502 to {plan:?}");
                 outcomes.refused.fetch_add(1, SeqCst);
             }
             503 => {

@@ -80,16 +80,21 @@ pub(crate) struct Plan {
     pub(crate) fault: Fault,
     /// The backend closes after its answer without having said so.
     pub(crate) leaves: bool,
+    /// The response has no body by its status.
     pub(crate) bare: bool,
+    /// The backend answers before it has read the body, and reads none of it.
+    pub(crate) early: bool,
+    /// The client asks whether to send the body, and the backend says yes.
+    pub(crate) expects: bool,
 }
 
 impl Plan {
     pub(crate) fn new(seed: u64) -> Self {
         let mut random = Random::new(seed);
-        let method = ["GET", "PUT", "HEAD"][random.below(3)];
+        let method = ["GET", "PUT", "HEAD", "POST"][random.below(4)];
         let old = random.percent(10);
         let up = match random.below(2) {
-            _ if method != "PUT" => None,
+            _ if !matches!(method, "PUT" | "POST") => None,
             0 => Some(Framing::Length),
             _ if old => Some(Framing::Length),
             _ => Some(Framing::Chunked),
@@ -117,6 +122,8 @@ impl Plan {
             fault,
             leaves: random.percent(5),
             bare: random.percent(10),
+            early: up.is_some() && random.percent(10),
+            expects: up.is_some() && !old && random.percent(10),
         }
     }
 
@@ -126,7 +133,7 @@ impl Plan {
         Self::new(seed)
     }
 
-    /// Whether nothing can follow on the connection to the client.
+    /// Whether nothing can be relied on to follow on the connection to the client.
     pub(crate) fn is_last(&self) -> bool {
         self.old || self.down == Framing::Close
     }
@@ -151,6 +158,9 @@ impl Plan {
     pub(crate) fn request(&self, random: &mut Random) -> Vec<u8> {
         let version = if self.old { "1.0" } else { "1.1" };
         let mut head = format!("{} /{} HTTP/{version}\r\nHost: a\r\n", self.method, self.seed);
+        if self.expects {
+            head.push_str("Expect: 100-continue\r\n");
+        }
         if random.percent(20) {
             head.push_str(&format!("X-Long: {}\r\n", "l".repeat(random.below(3500))));
         }

@@ -1,17 +1,31 @@
 //! The backend's side.
 
+use std::net::Shutdown;
+
 use underpass_tests::backend::Connection;
 
 use super::plan::{Fault, Framing, Plan, Random};
 
 /// Serves one connection. Whatever the proxy breaks off is its right; what arrives whole must be right.
 pub(crate) fn serve(connection: &mut Connection) {
-    while let Ok(Some(request)) = connection.peer.try_request() {
-        if request.target() == "/tunnel" {
+    while let Ok(Some(head)) = connection.peer.try_head() {
+        if head.target() == "/tunnel" {
             return echo(connection);
         }
-        let plan = Plan::of(&request);
-        assert_eq!(request.method(), plan.method);
+        let plan = Plan::of(&head);
+        assert_eq!(head.method(), plan.method);
+        if plan.early {
+            if answer(connection, &plan) || plan.fault == Fault::None {
+                // Closing now would reset the connection, and take with it what has not arrived.
+                let _ = connection.peer.stream().shutdown(Shutdown::Write);
+                let _ = connection.peer.try_rest();
+            }
+            return;
+        }
+        if plan.expects && connection.peer.try_send("HTTP/1.1 100 Continue\r\n\r\n").is_err() {
+            return;
+        }
+        let Ok(request) = connection.peer.try_request_body(head) else { return };
         assert!(request.body == plan.up_body(), "another body arrived than was sent: {plan:?}");
         if !answer(connection, &plan) {
             return;

@@ -1,0 +1,68 @@
+//! A worker that drains: what is under way is finished, what is idle is closed, nothing new begins.
+
+use underpass::ipc::ToWorker;
+use underpass::metrics::Counter;
+use underpass::worker::Ended;
+use underpass_tests::proxy::{MODES, Setup};
+use underpass_tests::{Backend, GET, OK, Peer};
+
+use crate::harness::Worker;
+
+#[test]
+fn every_connection_is_finished_where_it_stands() {
+    for mode in MODES {
+        let (backend, permit) = Backend::holding(OK);
+        let worker = Worker::start(Setup::to(&[backend.address()]).redirect(mode));
+        permit.send(()).expect("the backend runs");
+        let mut idle = Peer::connect(worker.address());
+        idle.send(GET);
+        assert_eq!(idle.response().text(), "ok");
+        let mut waiting = Peer::connect(worker.address());
+        waiting.send(GET);
+        worker.until(Counter::RequestsActive, 1);
+        let mut half = Peer::connect(worker.address());
+        half.send("GET / HTTP/1.1\r\nHost:");
+        worker.until(Counter::BuffersUsed, 2);
+        let mut refused = Peer::connect(worker.address());
+        refused.send("GET / HTTP/1.1\r\n\r\n");
+        assert_eq!(refused.response().status(), 400);
+        refused.expect_end();
+
+        worker.order(&ToWorker::Drain { deadline_ms: 3_600_000 });
+        idle.expect_end();
+        worker.until(Counter::BackendsIdle, 0);
+        assert!(
+            std::net::TcpStream::connect(worker.address()).is_err(),
+            "a worker that drains must not accept"
+        );
+        drop(refused);
+        half.send(" a\r\n\r\n");
+        worker.until(Counter::RequestsActive, 2);
+        for peer in [&mut waiting, &mut half] {
+            permit.send(()).expect("the backend runs");
+            let response = peer.response();
+            assert_eq!((response.text(), response.value("Connection")), ("ok", Some("close")));
+            peer.expect_end();
+        }
+        drop((waiting, half));
+        assert_eq!(worker.join(), Ended::Drained);
+    }
+}
+
+/// What was accepted by the kernel before the drain is served.
+#[test]
+fn what_waits_in_the_accept_queue_is_served() {
+    let backend = Backend::answering(OK);
+    let worker = Worker::start(Setup::to(&[backend.address()]));
+    let mut clients: Vec<Peer> = (0..100).map(|_| Peer::connect(worker.address())).collect();
+    worker.order(&ToWorker::Drain { deadline_ms: 3_600_000 });
+    for client in &mut clients {
+        client.send(GET);
+    }
+    for mut client in clients {
+        let response = client.response();
+        assert_eq!((response.text(), response.value("Connection")), ("ok", Some("close")));
+        client.expect_end();
+    }
+    assert_eq!(worker.join(), Ended::Drained);
+}
