@@ -14,6 +14,7 @@ pub mod ports;
 pub mod proxy;
 pub mod vtc;
 pub mod wait;
+pub mod worker;
 
 mod skip;
 

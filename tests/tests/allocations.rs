@@ -4,21 +4,13 @@
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
-use std::fs::File;
-use std::io::Read as _;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::thread::{self, JoinHandle};
 
-use underpass::ipc::{Channel, ToSupervisor, ToWorker};
-use underpass::metrics::{Block, Counter};
-use underpass::worker::{Confinement, Ended, serve};
-use underpass_command::state::{
-    AccessLogFormat, AtLimit, Backend as BackendState, Cluster, Listener, RedirectMode, Settings,
-};
-use underpass_tests::proxy::MODES;
-use underpass_tests::{Backend, GET, Peer, until};
+use underpass::metrics::Counter;
+use underpass_command::state::{AccessLogFormat, RedirectMode};
+use underpass_tests::proxy::{MODES, Setup};
+use underpass_tests::worker::Worker;
+use underpass_tests::{Backend, GET, Peer};
 
 /// Calls of the allocator on threads that are counted.
 static CALLS: AtomicU64 = AtomicU64::new(0);
@@ -65,94 +57,6 @@ unsafe impl GlobalAlloc for Counting {
 
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
-
-/// A worker on a thread, for which the test plays the supervisor.
-struct Worker {
-    channel: Channel,
-    metrics: Block,
-    address: SocketAddr,
-    thread: JoinHandle<anyhow::Result<Ended>>,
-    log: JoinHandle<usize>,
-}
-
-impl Worker {
-    fn start(backend: SocketAddr, redirect: RedirectMode) -> Self {
-        let (channel, worker) = Channel::pair().expect("a socket pair");
-        let thread = thread::spawn(move || {
-            COUNTED.set(true);
-            serve(worker, Confinement::None)
-        });
-        let metrics = Block::create().expect("memory for metrics");
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
-        listener.set_nonblocking(true).expect("a non-blocking listener");
-        let address = listener.local_addr().expect("the address of a bound socket");
-        let (log_end, worker_log) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).expect("a pipe");
-        let log = thread::spawn(move || read_all(log_end));
-        configure(&channel, &metrics, &worker_log, &listener, backend, redirect);
-        let worker = Self { channel, metrics, address, thread, log };
-        until("the worker runs", || match worker.channel.receive::<ToSupervisor>() {
-            Ok(Some((ToSupervisor::Running { .. }, _))) => Some(()),
-            Ok(Some((other, _))) => panic!("{other:?}"),
-            Ok(None) => panic!("the worker has ended"),
-            Err(_) => None,
-        });
-        worker
-    }
-
-    fn stop(self) {
-        self.channel.send(&ToWorker::Drain { deadline_ms: 10_000 }, &[]).expect("sending a message");
-        let ended = self.thread.join().expect("the worker's thread");
-        assert!(ended.is_ok(), "{:?}", ended.err());
-        assert!(self.log.join().expect("the reader of the log") > 0, "the access log is empty");
-    }
-}
-
-/// Drains the access log as the supervisor would; returns its size.
-fn read_all(pipe: OwnedFd) -> usize {
-    let mut pipe = File::from(pipe);
-    let mut buffer = vec![0; 64 * 1024];
-    let mut total = 0;
-    while let Ok(count @ 1..) = pipe.read(&mut buffer) {
-        total += count;
-    }
-    total
-}
-
-fn configure(
-    channel: &Channel,
-    metrics: &Block,
-    log: &OwnedFd,
-    listener: &TcpListener,
-    backend: SocketAddr,
-    redirect: RedirectMode,
-) {
-    let mut settings = Settings { redirect, splice_size_min: 1, ..Settings::default() };
-    settings.limits.connections = 128;
-    settings.limits.pipes = 16;
-    settings.log.access = AccessLogFormat::Json;
-    let address = listener.local_addr().expect("the address of a bound socket");
-    let mut web = Listener::new("web", address);
-    web.default_cluster = Some("app".into());
-    web.at_limit = AtLimit::Refuse;
-    let hello = ToWorker::Hello {
-        index: 0,
-        cpu: None,
-        generation: 1,
-        access_log: true,
-        steering: false,
-        seed: 1,
-        settings: Box::new(settings),
-    };
-    nix::fcntl::fcntl(log, nix::fcntl::FcntlArg::F_SETFL(nix::fcntl::OFlag::O_NONBLOCK)).expect("O_NONBLOCK");
-    let send = |message: &ToWorker, descriptors: &[BorrowedFd<'_>]| {
-        channel.send(message, descriptors).expect("sending a message");
-    };
-    send(&hello, &[metrics.fd(), log.as_fd()]);
-    send(&ToWorker::AddCluster(Cluster::new("app")), &[]);
-    send(&ToWorker::AddBackend { cluster: "app".into(), backend: BackendState { address: backend } }, &[]);
-    send(&ToWorker::AddListener(web), &[listener.as_fd()]);
-    send(&ToWorker::Run, &[]);
-}
 
 /// Answers with what the path asks for: a small body, a large one, a chunked one.
 fn backend() -> Backend {
@@ -211,25 +115,28 @@ fn round(clients: &mut [Peer], rounds: usize) {
 
 fn steady_state_allocates_nothing(mode: RedirectMode) {
     let backend = backend();
-    let worker = Worker::start(backend.address(), mode);
-    let mut clients: Vec<Peer> = (0..8).map(|_| Peer::connect(worker.address)).collect();
+    let setup = Setup::to(&[backend.address()]).redirect(mode).with(|state| {
+        state.settings.log.access = AccessLogFormat::Json;
+    });
+    let worker = Worker::start_after(|| COUNTED.set(true), setup);
+    let mut clients: Vec<Peer> = (0..8).map(|_| Peer::connect(worker.address())).collect();
     // The first requests of each connection fill pools and open connections to the backend.
     round(&mut clients, 2);
-    let requests = worker.metrics.get(Counter::Requests);
+    let requests = worker.counter(Counter::Requests);
     let before = CALLS.load(Ordering::SeqCst);
     assert!(before > 0, "the worker's thread is not counted");
     round(&mut clients, 20);
     let calls = CALLS.load(Ordering::SeqCst) - before;
-    let requests = worker.metrics.get(Counter::Requests) - requests;
+    let requests = worker.counter(Counter::Requests) - requests;
     assert!(requests >= 20 * 8 * 6 - 1, "{requests}");
     assert_eq!(calls, 0, "{mode}: {calls} calls of the allocator for {requests} requests");
-    let spliced = worker.metrics.get(Counter::BytesSpliced);
+    let spliced = worker.counter(Counter::BytesSpliced);
     assert_eq!(spliced > 0, mode == RedirectMode::Splice, "{spliced} bytes spliced");
 
     // New connections take their place in pools, too.
     for _ in 0..3 {
         drop(clients);
-        clients = (0..8).map(|_| Peer::connect(worker.address)).collect();
+        clients = (0..8).map(|_| Peer::connect(worker.address())).collect();
         round(&mut clients, 1);
     }
     let calls = CALLS.load(Ordering::SeqCst) - before;

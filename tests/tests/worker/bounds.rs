@@ -4,7 +4,7 @@ use underpass_command::state::ForwardedFields;
 use underpass_tests::proxy::{MODES, Setup};
 use underpass_tests::{Backend, GET, OK, Peer};
 
-use crate::harness::Worker;
+use underpass_tests::worker::Worker;
 
 const BUFFER: u32 = 8 * 1024;
 

@@ -9,7 +9,7 @@ use underpass_tests::body::Content;
 use underpass_tests::proxy::{MODES, Setup};
 use underpass_tests::{Backend, GET, OK, PATIENCE, Peer};
 
-use crate::harness::Worker;
+use underpass_tests::worker::Worker;
 
 /// A body that only the end of the connection ends must not seem to end at a cut.
 #[test]

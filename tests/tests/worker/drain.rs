@@ -6,7 +6,7 @@ use underpass::worker::Ended;
 use underpass_tests::proxy::{MODES, Setup};
 use underpass_tests::{Backend, GET, OK, Peer};
 
-use crate::harness::Worker;
+use underpass_tests::worker::Worker;
 
 #[test]
 fn every_connection_is_finished_where_it_stands() {

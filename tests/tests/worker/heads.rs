@@ -6,7 +6,7 @@ use underpass::metrics::Counter;
 use underpass_tests::proxy::Setup;
 use underpass_tests::{Backend, GET, OK, Peer};
 
-use crate::harness::Worker;
+use underpass_tests::worker::Worker;
 
 #[test]
 fn an_empty_line_cut_in_two_before_a_request_is_skipped() {

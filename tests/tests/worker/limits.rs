@@ -6,7 +6,7 @@ use underpass_command::state::AtLimit;
 use underpass_tests::proxy::Setup;
 use underpass_tests::{Backend, GET, OK, Peer};
 
-use crate::harness::Worker;
+use underpass_tests::worker::Worker;
 
 /// A client that was refused and does not go takes no place that others could have.
 #[test]

@@ -3,7 +3,6 @@
 mod bounds;
 mod closing;
 mod drain;
-mod harness;
 mod heads;
 mod limits;
 mod pool;

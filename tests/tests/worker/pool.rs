@@ -5,7 +5,7 @@ use underpass_command::state::{Balance, PathMatch, RedirectMode, Route};
 use underpass_tests::proxy::Setup;
 use underpass_tests::{Backend, GET, OK, Peer};
 
-use crate::harness::Worker;
+use underpass_tests::worker::Worker;
 
 /// A response nobody asked for.
 const POISON: &str = "HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\npoison";

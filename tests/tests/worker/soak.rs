@@ -13,7 +13,7 @@ use underpass_command::state::{AtLimit, RedirectMode};
 use underpass_tests::Backend;
 use underpass_tests::proxy::Setup;
 
-use crate::harness::Worker;
+use underpass_tests::worker::Worker;
 
 const CLIENTS: u64 = 20;
 

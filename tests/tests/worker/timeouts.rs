@@ -9,7 +9,7 @@ use underpass_tests::backend::Connection;
 use underpass_tests::proxy::{MODES, Setup};
 use underpass_tests::{Backend, GET, OK, PATIENCE, Peer};
 
-use crate::harness::Worker;
+use underpass_tests::worker::Worker;
 
 const UPGRADE: &str = "GET / HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: x\r\n\r\n";
 const SWITCHED: &str = "HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: x\r\n\r\n";

@@ -7,7 +7,7 @@ use underpass::metrics::Counter;
 use underpass_tests::proxy::{MODES, Setup};
 use underpass_tests::{Backend, GET, OK, PATIENCE, Peer};
 
-use crate::harness::Worker;
+use underpass_tests::worker::Worker;
 
 const UPGRADE: &str = "GET /chat HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: echo\r\n\r\n";
 const SWITCHED: &str = "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: echo\r\n\r\n";

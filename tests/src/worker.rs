@@ -1,17 +1,22 @@
 //! A worker on a thread of the test, with the test as its supervisor. Its counters are read directly, so a test can
 //! see that nothing is left behind when the last connection has ended.
 
+use std::fs::File;
+use std::io::Read as _;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::thread::{self, JoinHandle};
+
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 
 use underpass::http1::Reason;
 use underpass::ipc::{Channel, ToSupervisor, ToWorker};
 use underpass::metrics::{Block, Counter, Peer as Side};
 use underpass::worker::{Confinement, Ended, serve};
-use underpass_command::state::State;
-use underpass_tests::proxy::Setup;
-use underpass_tests::wait::{PATIENCE, until, until_within};
+use underpass_command::state::{AccessLogFormat, State};
+
+use crate::proxy::Setup;
+use crate::wait::{PATIENCE, until, until_within};
 
 /// Gauges that are 0 when nothing is under way.
 const GAUGES: &[Counter] = &[
@@ -23,26 +28,39 @@ const GAUGES: &[Counter] = &[
 ];
 
 /// A running worker. Every test ends with [`Worker::stop`] or [`Worker::cut`].
-pub(crate) struct Worker {
+#[derive(Debug)]
+pub struct Worker {
     address: SocketAddr,
     metrics: Block,
     channel: Option<Channel>,
     thread: Option<JoinHandle<anyhow::Result<Ended>>>,
+    /// Takes the access log, if there is one; returns its size.
+    log: Option<JoinHandle<usize>>,
 }
 
 impl Worker {
     /// Starts one that does what the setup says, behind one listener.
     #[track_caller]
-    pub(crate) fn start(setup: Setup) -> Self {
+    pub fn start(setup: Setup) -> Self {
+        Self::start_after(|| {}, setup)
+    }
+
+    /// Starts one on a thread that does something else first.
+    #[track_caller]
+    pub fn start_after(first: impl FnOnce() + Send + 'static, setup: Setup) -> Self {
         let State { settings, listeners, clusters, routes } = setup.state;
         let metrics = Block::create().expect("metrics memory");
         let (channel, end) = Channel::pair().expect("a control channel");
-        let thread = thread::spawn(move || serve(end, Confinement::None));
+        let thread = thread::spawn(move || {
+            first();
+            serve(end, Confinement::None)
+        });
+        let log = (settings.log.access != AccessLogFormat::Off).then(access_log);
         let hello = ToWorker::Hello {
             index: 0,
             cpu: None,
             generation: 1,
-            access_log: false,
+            access_log: log.is_some(),
             steering: false,
             seed: 1,
             settings: Box::new(settings),
@@ -50,7 +68,10 @@ impl Worker {
         let send = |message: &ToWorker, descriptors: &[_]| {
             until("room in the control channel", || channel.send(message, descriptors).ok());
         };
-        send(&hello, &[metrics.fd()]);
+        match &log {
+            None => send(&hello, &[metrics.fd()]),
+            Some((_, pipe)) => send(&hello, &[metrics.fd(), pipe.as_fd()]),
+        }
         for mut cluster in clusters {
             let backends = std::mem::take(&mut cluster.backends);
             let name = cluster.name.clone();
@@ -68,7 +89,13 @@ impl Worker {
         listener.address = address;
         send(&ToWorker::AddListener(listener), &[socket.as_fd()]);
         send(&ToWorker::Run, &[]);
-        let worker = Self { address, metrics, channel: Some(channel), thread: Some(thread) };
+        let worker = Self {
+            address,
+            metrics,
+            channel: Some(channel),
+            thread: Some(thread),
+            log: log.map(|(reader, _)| reader),
+        };
         match worker.told() {
             ToSupervisor::Running { .. } => worker,
             other => panic!("the worker did not start: {other:?}"),
@@ -76,38 +103,38 @@ impl Worker {
     }
 
     /// Where it listens.
-    pub(crate) fn address(&self) -> SocketAddr {
+    pub fn address(&self) -> SocketAddr {
         self.address
     }
 
     /// A counter or gauge. Some gauges are brought up to date at the end of each turn of the worker's loop.
-    pub(crate) fn counter(&self, counter: Counter) -> u64 {
+    pub fn counter(&self, counter: Counter) -> u64 {
         self.metrics.get(counter)
     }
 
     /// Waits until a counter or gauge has exactly this value.
     #[track_caller]
-    pub(crate) fn until(&self, counter: Counter, value: u64) {
+    pub fn until(&self, counter: Counter, value: u64) {
         if until_within(PATIENCE, || (self.counter(counter) == value).then_some(())).is_none() {
             panic!("{} is {}, not {value}, after {PATIENCE:?}", counter.name(), self.counter(counter));
         }
     }
 
     /// How many requests were refused for this reason.
-    pub(crate) fn refused_requests(&self, reason: Reason) -> u64 {
+    pub fn refused_requests(&self, reason: Reason) -> u64 {
         self.metrics.refusals(Side::Client, reason.number())
     }
 
     /// Gives an order.
     #[track_caller]
-    pub(crate) fn order(&self, message: &ToWorker) {
+    pub fn order(&self, message: &ToWorker) {
         let channel = self.channel.as_ref().expect("the worker runs");
         until("room in the control channel", || channel.send(message, &[]).ok());
     }
 
     /// Waits until nothing is under way and all that was taken from pools is back.
     #[track_caller]
-    pub(crate) fn expect_quiet(&self) {
+    pub fn expect_quiet(&self) {
         if until_within(PATIENCE, || self.busy().is_empty().then_some(())).is_none() {
             panic!("still not quiet after {PATIENCE:?}: {}", self.busy().join(", "));
         }
@@ -115,14 +142,14 @@ impl Worker {
 
     /// Waits until all is quiet, ends the worker, and checks what it left behind.
     #[track_caller]
-    pub(crate) fn stop(self) {
+    pub fn stop(self) {
         self.expect_quiet();
         assert_eq!(self.drain(20_000), Ended::Drained);
     }
 
     /// Ends the worker though so many connections are open.
     #[track_caller]
-    pub(crate) fn cut(self, connections: usize) {
+    pub fn cut(self, connections: usize) {
         assert_eq!(self.drain(0), Ended::Cut(connections));
     }
 
@@ -134,11 +161,17 @@ impl Worker {
 
     /// Waits until a worker that drains has ended, and checks what it left behind.
     #[track_caller]
-    pub(crate) fn join(mut self) -> Ended {
+    pub fn join(mut self) -> Ended {
         let thread = self.thread.take().expect("the worker runs");
         let ended = thread.join().expect("the worker panicked").expect("the worker failed");
         for gauge in GAUGES.iter().chain(&[Counter::BackendsOpen, Counter::BackendsIdle]) {
             assert_eq!(self.counter(*gauge), 0, "{} at the end", gauge.name());
+        }
+        if let Some(log) = self.log.take() {
+            assert!(
+                log.join().expect("the reader of the access log panicked") > 0,
+                "the access log is empty"
+            );
         }
         ended
     }
@@ -162,6 +195,22 @@ impl Worker {
         let told = until("a word from the worker", || channel.receive().ok());
         told.expect("the worker closed the control channel").0
     }
+}
+
+/// A pipe for an access log, and a thread that drains it as the supervisor would.
+fn access_log() -> (JoinHandle<usize>, OwnedFd) {
+    let (from, to) = nix::unistd::pipe2(OFlag::O_CLOEXEC).expect("a pipe");
+    fcntl(&to, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).expect("O_NONBLOCK");
+    let reader = thread::spawn(move || {
+        let mut from = File::from(from);
+        let mut buffer = vec![0; 64 * 1024];
+        let mut total = 0;
+        while let Ok(count @ 1..) = from.read(&mut buffer) {
+            total += count;
+        }
+        total
+    });
+    (reader, to)
 }
 
 impl Drop for Worker {
