@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::net::{Ipv4Addr, SocketAddr};
-use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
@@ -33,9 +32,6 @@ pub struct Setup {
     expected_log: Vec<String>,
     /// What the command line of the proxy begins with.
     prefix: Vec<String>,
-    executable: PathBuf,
-    /// The proxy runs as another user, who must be able to use the test's folder.
-    other_user: bool,
 }
 
 impl Setup {
@@ -50,8 +46,7 @@ impl Setup {
         let mut listener = Listener::new("web", SocketAddr::from((Ipv4Addr::LOCALHOST, 0)));
         listener.default_cluster = Some("app".into());
         state.listeners.push(listener);
-        let (expected_log, prefix, executable) = (Vec::new(), Vec::new(), executable());
-        Self { state, expected_log, prefix, executable, other_user: false }.cluster("app", backends)
+        Self { state, expected_log: Vec::new(), prefix: Vec::new() }.cluster("app", backends)
     }
 
     /// Adds a cluster.
@@ -93,28 +88,17 @@ impl Setup {
         self
     }
 
-    /// Starts this executable, a copy that other users may read, and lets every user write into the test's folder.
-    #[must_use]
-    pub fn executable(mut self, path: &Path) -> Self {
-        self.executable = path.into();
-        self.other_user = true;
-        self
-    }
-
     /// Starts it and waits until every worker accepts connections.
     #[track_caller]
     pub fn start(mut self) -> Proxy {
         let folder =
             tempfile::Builder::new().prefix("underpass-test-").tempdir().expect("a temporary folder");
-        if self.other_user {
-            fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o777)).expect("permissions");
-        }
         self.state.settings.admin_socket = folder.path().join("admin.sock");
         let config = folder.path().join("underpass.toml");
         fs::write(&config, underpass::config::to_toml(&self.state)).expect("writing the configuration");
         let log = File::create(folder.path().join("log")).expect("a log file");
         let mut words = self.prefix.clone();
-        words.push(self.executable.display().to_string());
+        words.push(executable().display().to_string());
         let child = Command::new(&words[0])
             .args(&words[1..])
             .arg("start")

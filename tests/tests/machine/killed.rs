@@ -104,18 +104,3 @@ fn one_of_two_steered_workers() {
         kill_under_load(2, SteeringPolicy::Cpu);
     }
 }
-
-/// Workers do not outlive their supervisor.
-#[test]
-fn the_supervisor() {
-    let _alone = crate::alone();
-    let backend = Backend::answering(OK);
-    let mut proxy = Setup::to(&[backend.address()]).with(|state| state.settings.workers = 2).start();
-    let workers = proxy.worker_pids();
-    send_signal(proxy.pid(), Signal::SIGKILL);
-    proxy.wait();
-    for pid in workers {
-        let gone = || std::fs::read(format!("/proc/{pid}/cmdline")).map_or(true, |line| line.is_empty());
-        until("the worker is gone", || gone().then_some(()));
-    }
-}

@@ -3,11 +3,11 @@
 mod killed;
 #[path = "../../../loader/tests/common/network.rs"]
 mod network;
+mod privileges;
 mod steering;
 mod stopped;
 mod switching;
 mod syscalls;
-mod unprivileged;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
