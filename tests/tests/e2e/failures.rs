@@ -290,14 +290,14 @@ fn a_backend_that_never_answers() {
 }
 
 /// A listener whose accept queue is full: the kernel drops connection requests, as if the host were gone.
-struct Unreachable {
-    address: SocketAddr,
+pub(crate) struct Unreachable {
+    pub(crate) address: SocketAddr,
     _listener: Socket,
     _queued: Vec<TcpStream>,
 }
 
 impl Unreachable {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let listener = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
         listener.bind(&SocketAddr::from((Ipv4Addr::LOCALHOST, 0)).into()).expect("a free port");
         listener.listen(0).expect("listening");

@@ -12,3 +12,4 @@ mod responses;
 mod scripts;
 mod semantics;
 mod tunnels;
+mod turns;
