@@ -3,6 +3,7 @@
 mod bodies;
 mod borders;
 mod chaos;
+mod descriptors;
 mod failures;
 mod lifecycle;
 mod limits;
