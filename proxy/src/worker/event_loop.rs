@@ -106,6 +106,7 @@ impl Worker {
             self.expire();
             if let Some(ended) = self.drained() {
                 self.end_turn();
+                self.core.log.close(&self.core.metrics);
                 return Ok(ended);
             }
             self.end_turn();

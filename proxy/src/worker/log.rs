@@ -21,8 +21,6 @@ pub(super) struct AccessLog {
     pipe: Option<std::fs::File>,
     format: AccessLogFormat,
     pending: Vec<u8>,
-    /// Lines in `pending`.
-    lines: u64,
     /// Line under construction.
     line: Vec<u8>,
     /// For each session, what its line will say of the request; the request's own bytes are gone by then.
@@ -41,7 +39,6 @@ impl AccessLog {
             pipe: pipe.filter(|_| enabled).map(std::fs::File::from),
             format,
             pending: Vec::with_capacity(if enabled { PENDING_SIZE_MAX } else { 0 }),
-            lines: 0,
             line: Vec::with_capacity(if enabled { 2 * LINE_SIZE_MAX } else { 0 }),
             kept: vec![0; sessions * KEPT],
             lengths: vec![[0; 3]; sessions],
@@ -93,7 +90,6 @@ impl AccessLog {
             return;
         }
         self.pending.extend_from_slice(&self.line);
-        self.lines += 1;
     }
 
     /// Writes what has gathered, as far as the pipe takes it. Whole lines only: a pipe takes up to PIPE_BUF bytes whole or
@@ -113,15 +109,23 @@ impl AccessLog {
                 }
                 Err(_) => {
                     // Nobody reads any more: the supervisor is gone.
-                    metrics.add(Counter::AccessLogDropped, self.lines);
-                    done = self.pending.len();
+                    self.drop_pending(done, metrics);
+                    return;
                 }
             }
         }
         self.pending.drain(..done);
-        if self.pending.is_empty() {
-            self.lines = 0;
-        }
+    }
+
+    /// Counts the lines that nobody took before the worker ends.
+    pub(super) fn close(&mut self, metrics: &Block) {
+        self.drop_pending(0, metrics);
+    }
+
+    fn drop_pending(&mut self, from: usize, metrics: &Block) {
+        let lines = memchr::memchr_iter(b'\n', &self.pending[from..]).count();
+        metrics.add(Counter::AccessLogDropped, lines as u64);
+        self.pending.clear();
     }
 
     /// Whether lines wait for a pipe that was full: try again soon.
@@ -203,5 +207,49 @@ fn escaped(out: &mut Vec<u8>, text: &[u8]) {
             0x20..=0x7e => out.push(byte),
             _ => out.push(b'?'),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+
+    use nix::fcntl::{FcntlArg, OFlag, fcntl};
+    use nix::unistd::pipe2;
+
+    use super::*;
+
+    /// A log of 200 lines whose pipe holds fewer, some of which were taken; and the other end of the pipe.
+    fn stuck(metrics: &Block) -> (AccessLog, std::fs::File) {
+        let (reader, writer) = pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK).expect("a pipe");
+        fcntl(&writer, FcntlArg::F_SETPIPE_SZ(4096)).expect("a pipe of one page");
+        let mut log = AccessLog::new(Some(writer), AccessLogFormat::Text, 1);
+        log.pending = format!("{}\n", "x".repeat(99)).into_bytes().repeat(200);
+        log.flush(metrics);
+        assert!(log.is_blocked());
+        (log, reader.into())
+    }
+
+    #[test]
+    fn what_nobody_took_before_the_end_is_counted_to_the_line() {
+        let metrics = Block::create().expect("metrics memory");
+        let (mut log, mut reader) = stuck(&metrics);
+        log.close(&metrics);
+        drop(log);
+        let mut taken = String::new();
+        reader.read_to_string(&mut taken).expect("text");
+        assert!(!taken.is_empty() && taken.ends_with('\n'));
+        assert_eq!(taken.lines().count() as u64 + metrics.get(Counter::AccessLogDropped), 200);
+    }
+
+    #[test]
+    fn what_was_taken_before_the_reader_went_is_not_counted_as_dropped() {
+        let metrics = Block::create().expect("metrics memory");
+        let (mut log, reader) = stuck(&metrics);
+        let left = log.pending.len() as u64 / 100;
+        assert!(left < 200);
+        drop(reader);
+        log.flush(&metrics);
+        assert_eq!(metrics.get(Counter::AccessLogDropped), left);
     }
 }
