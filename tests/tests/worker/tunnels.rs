@@ -117,7 +117,9 @@ fn a_switch_before_the_request_was_sent_is_refused() {
 #[test]
 fn each_side_may_end_first() {
     for mode in MODES {
-        let backend = Backend::start(|connection| {
+        let (got, gets) = mpsc::channel();
+        let got = Mutex::new(got);
+        let backend = Backend::start(move |connection| {
             let Some(_) = connection.request() else { return };
             connection.peer.send(format!("{SWITCHED}early"));
             if connection.number == 0 {
@@ -127,7 +129,8 @@ fn each_side_may_end_first() {
             } else {
                 connection.peer.send(vec![b'b'; 300_000]);
                 connection.peer.finish();
-                assert_eq!(connection.peer.rest().len(), 500_000);
+                let size = connection.peer.rest().len();
+                got.lock().expect("one at a time").send(size).expect("the test goes on");
             }
         });
         let worker = Worker::start(Setup::to(&[backend.address()]).redirect(mode));
@@ -145,6 +148,7 @@ fn each_side_may_end_first() {
         assert_eq!(client.rest().len(), 5 + 300_000);
         client.send(vec![b'c'; 500_000]);
         drop(client);
+        assert_eq!(gets.recv_timeout(PATIENCE), Ok(500_000), "{mode}");
         worker.stop();
     }
 }
