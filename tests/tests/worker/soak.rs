@@ -2,6 +2,7 @@
 //! is back in its place. `UNDERPASS_SOAK_SEED` draws others, `UNDERPASS_SOAK_CONNECTIONS` more of them.
 
 mod client;
+mod garbage;
 mod plan;
 mod server;
 
@@ -18,7 +19,7 @@ use underpass_tests::worker::Worker;
 const CLIENTS: u64 = 20;
 
 /// A number of the environment, for longer runs than a test's.
-fn setting(name: &str, default: u64) -> u64 {
+pub(crate) fn setting(name: &str, default: u64) -> u64 {
     std::env::var(name).map_or(default, |text| text.parse().expect("a number"))
 }
 
