@@ -1,10 +1,14 @@
 //! A worker that drains: what is under way is finished, what is idle is closed, nothing new begins.
 
+use std::net::TcpStream;
+use std::thread;
+
 use underpass::ipc::ToWorker;
 use underpass::metrics::Counter;
 use underpass::worker::Ended;
+use underpass_tests::body::Content;
 use underpass_tests::proxy::{MODES, Setup};
-use underpass_tests::{Backend, GET, OK, Peer};
+use underpass_tests::{Backend, GET, OK, Peer, until};
 
 use underpass_tests::worker::Worker;
 
@@ -31,15 +35,15 @@ fn every_connection_is_finished_where_it_stands() {
         worker.order(&ToWorker::Drain { deadline_ms: 3_600_000 });
         idle.expect_end();
         worker.until(Counter::BackendsIdle, 0);
-        assert!(
-            std::net::TcpStream::connect(worker.address()).is_err(),
-            "a worker that drains must not accept"
-        );
+        assert!(TcpStream::connect(worker.address()).is_err(), "a worker that drains must not accept");
         drop(refused);
         half.send(" a\r\n\r\n");
         worker.until(Counter::RequestsActive, 2);
-        for peer in [&mut waiting, &mut half] {
+        // Whichever of the two the backend answers first.
+        for _ in 0..2 {
             permit.send(()).expect("the backend runs");
+        }
+        for peer in [&mut waiting, &mut half] {
             let response = peer.response();
             assert_eq!((response.text(), response.value("Connection")), ("ok", Some("close")));
             peer.expect_end();
@@ -65,4 +69,43 @@ fn what_waits_in_the_accept_queue_is_served() {
         client.expect_end();
     }
     assert_eq!(worker.join(), Ended::Drained);
+}
+
+/// Clients that never stop asking: each answer that begins is whole, and the worker gets to its end.
+#[test]
+fn a_drain_under_load_cuts_nothing() {
+    for mode in MODES {
+        let body = Content::new(9, 50_000).to_vec();
+        let response =
+            [format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", body.len()).as_bytes(), &body].concat();
+        let backend = Backend::answering(response);
+        let worker = Worker::start(Setup::to(&[backend.address()]).redirect(mode));
+        let address = worker.address();
+        thread::scope(|scope| {
+            let body = &body;
+            for number in 0..16 {
+                scope.spawn(move || {
+                    // Until nobody listens any more.
+                    while let Ok(stream) = TcpStream::connect(address) {
+                        let mut client = Peer::over(stream);
+                        // Some keep their connection, some ask in advance.
+                        for _ in 0..number {
+                            if client.try_send(GET).is_err() {
+                                break;
+                            }
+                            // A request that crosses the end of an idle connection gets nothing at all.
+                            let Ok(Some(head)) = client.try_head() else { break };
+                            assert!(client.try_bytes(body.len()).is_ok_and(|bytes| bytes == *body), "{mode}");
+                            if head.value("Connection") == Some("close") {
+                                break;
+                            }
+                        }
+                    }
+                });
+            }
+            until("some load", || (worker.counter(Counter::Requests) > 200).then_some(()));
+            worker.order(&ToWorker::Drain { deadline_ms: 3_600_000 });
+        });
+        assert_eq!(worker.join(), Ended::Drained);
+    }
 }
