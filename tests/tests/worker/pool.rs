@@ -2,6 +2,7 @@
 
 use underpass::metrics::Counter;
 use underpass_command::state::{Balance, PathMatch, RedirectMode, Route};
+use underpass_tests::ports::ReservedPort;
 use underpass_tests::proxy::Setup;
 use underpass_tests::{Backend, GET, OK, Peer};
 
@@ -166,12 +167,10 @@ fn a_post_that_may_have_arrived_is_not_sent_again() {
 fn a_request_finds_the_backend_that_lives_among_dead_ones() {
     for balance in [Balance::RoundRobin, Balance::LeastLoaded] {
         let (busy, permit) = Backend::holding(OK);
-        let dead = || {
-            let socket = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
-            socket.local_addr().expect("the address of a bound socket")
-        };
+        let dead = [ReservedPort::new(), ReservedPort::new()];
         let worker = Worker::start(
-            Setup::to(&[dead(), busy.address(), dead()]).with(|state| state.clusters[0].balance = balance),
+            Setup::to(&[dead[0].address(), busy.address(), dead[1].address()])
+                .with(|state| state.clusters[0].balance = balance),
         );
         let mut clients: Vec<Peer> = (0..6).map(|_| Peer::connect(worker.address())).collect();
         for (number, client) in clients.iter_mut().enumerate() {

@@ -1,6 +1,7 @@
 //! Every wait ends: whoever stops in the middle of whatever is cut at the deadline of that wait, and all it held is back.
 
 use std::io::ErrorKind;
+use std::net::Shutdown;
 use std::sync::{Mutex, mpsc};
 
 use underpass::metrics::Counter;
@@ -38,6 +39,17 @@ fn ends(
     script: fn(&mut Connection),
     client: fn(&mut Peer),
 ) {
+    ends_after(100, deadline, counter, script, client);
+}
+
+/// The same for a client that has to do something before the deadline comes, on however busy a machine.
+fn ends_after(
+    deadline_ms: u64,
+    deadline: fn(&mut Timeouts) -> &mut u64,
+    counter: Counter,
+    script: fn(&mut Connection),
+    client: fn(&mut Peer),
+) {
     for mode in MODES {
         let (over, overs) = mpsc::channel::<()>();
         let overs = Mutex::new(overs);
@@ -48,7 +60,7 @@ fn ends(
         });
         let worker = Worker::start(Setup::to(&[backend.address()]).redirect(mode).with(|state| {
             state.settings.timeouts = patient();
-            *deadline(&mut state.settings.timeouts) = 100;
+            *deadline(&mut state.settings.timeouts) = deadline_ms;
             state.settings.limits.buffers = 4;
         }));
         let mut peer = Peer::connect_with_small_window(worker.address());
@@ -74,7 +86,8 @@ fn a_client_that_says_nothing() {
 
 #[test]
 fn a_client_that_says_half() {
-    ends(
+    ends_after(
+        2000,
         |t| &mut t.head_ms,
         Counter::TimeoutHead,
         nothing,
@@ -213,9 +226,10 @@ fn an_early_answer_to_an_upload_that_goes_on() {
         |client| {
             client.send(UPLOAD);
             assert_eq!(client.response().status(), 413);
-            client.send("x");
+            // On a busy machine the deadline may have come by now.
+            let _ = client.try_send("x");
             client.expect_end();
-            client.send("x");
+            let _ = client.try_send("x");
         },
     );
 }
@@ -233,7 +247,8 @@ fn a_tunnel_in_which_nothing_moves() {
         |client| {
             client.send(UPGRADE);
             assert_eq!(client.head().status(), 101);
-            client.finish();
+            // On a busy machine the deadline may have come by now.
+            let _ = client.stream().shutdown(Shutdown::Write);
         },
     );
 }
