@@ -148,12 +148,18 @@ pub struct RequestEdit<'a> {
     pub id: &'a [u8],
 }
 
+/// The largest Max-Forwards that is passed on (RFC 9110 section 7.6.2 leaves the choice): what is passed on more often goes
+/// in a circle. As many hops as an IP packet may make.
+const FORWARDS_MAX: u32 = 255;
+
 /// What is done with one field line.
 enum Keep<'a> {
     Yes,
     No,
     /// Kept, and a member, in two parts, is added to the list that is its value.
     Append([&'a [u8]; 2]),
+    /// Kept with this value.
+    Number(u32),
 }
 
 /// Edits a request head for the backend.
@@ -170,6 +176,7 @@ pub fn edit_request(
     let host_rewritten = matches!(head.target, Target::Absolute { .. } | Target::Authority);
     let length_rewritten = length_needs_rewrite(buffer, fields);
     let appends = Appends::plan(fields, with);
+    let forwards_left = head.forwards_left.map(|left| left.saturating_sub(1).min(FORWARDS_MAX));
     edit_fields(fields, run, out, |index, field| match field.known {
         Known::Host if host_rewritten => Keep::No,
         Known::Upgrade if head.upgrade => Keep::Yes,
@@ -178,6 +185,8 @@ pub fn edit_request(
         }
         Known::ContentLength if length_rewritten => Keep::No,
         Known::TransferEncoding => Keep::No,
+        // Before what Connection names, else a client could take the bound off.
+        Known::MaxForwards if let Some(left) = forwards_left => Keep::Number(left),
         Known::Expect if !head.expects_continue => Keep::No,
         _ if field.hop_by_hop => Keep::No,
         Known::Via if appends.via == Some(index) => Keep::Append(via_member(head.version, with.via_name)),
@@ -275,6 +284,11 @@ fn edit_fields<'a>(fields: &Fields, mut run: u32, out: &mut Edit, keep: impl Fn(
                     out.write(b", ");
                 }
                 member.into_iter().for_each(|part| out.write(part));
+                run = field.value.end;
+            }
+            Keep::Number(number) => {
+                out.keep(run, field.value.start);
+                out.write_number(u64::from(number));
                 run = field.value.end;
             }
         }

@@ -42,6 +42,8 @@ known! {
     Upgrade = b"upgrade",
     /// RFC 9110 section 10.1.1.
     Expect = b"expect",
+    /// RFC 9110 section 7.6.2.
+    MaxForwards = b"max-forwards",
     /// RFC 9110 section 7.6.3.
     Via = b"via",
     /// RFC 7239.

@@ -74,7 +74,9 @@ reasons! {
     HeadTruncated = 400 "head_truncated" "The connection closed before the end of the head.",
     // What is asked for.
     ExpectationUnknown = 417 "expectation_unknown" "The expectation cannot be met.",
+    MaxForwardsMalformed = 400 "max_forwards_malformed" "Max-Forwards is not one number.",
     ConnectWithBody = 400 "connect_with_body" "A CONNECT request has a body.",
+    TraceRefused = 405 "trace_refused" "A TRACE request that ends here is not sent back.",
     ConnectRefused = 501 "connect_refused" "CONNECT is not allowed here.",
     Misdirected = 421 "misdirected" "This host is not served here.",
     RouteMissing = 404 "route_missing" "Nothing is served under this path.",

@@ -108,6 +108,9 @@ pub struct RequestHead {
     pub expects_continue: bool,
     /// Whether an upgrade is asked for that may be passed on.
     pub upgrade: bool,
+    /// How often an OPTIONS or TRACE request may still be passed on, if it says so; a number too large for the type is its
+    /// largest. Always none for other methods.
+    pub forwards_left: Option<u32>,
 }
 
 impl RequestHead {
@@ -160,6 +163,7 @@ pub fn parse_request(
         return Err(Reason::ConnectWithBody);
     }
     let expects_continue = expectation(buffer, fields, line.version)?;
+    let forwards_left = forwards_left(buffer, fields, method)?;
     let connection = ConnectionOptions::read(buffer, fields, limits)?;
     let upgrade = connection.upgrade
         && line.version == Version::Http11
@@ -177,6 +181,7 @@ pub fn parse_request(
         keep_alive: connection.persistent(line.version),
         expects_continue,
         upgrade,
+        forwards_left,
     }))
 }
 
@@ -319,6 +324,23 @@ fn expectation(buffer: &[u8], fields: &Fields, version: Version) -> Result<bool,
     }
     // "A server that receives a 100-continue expectation in an HTTP/1.0 request MUST ignore that expectation."
     Ok(expects && version == Version::Http11)
+}
+
+/// RFC 9110 section 7.6.2: `Max-Forwards = 1*DIGIT`, which means something to OPTIONS and TRACE only. Two values could be
+/// read as one by this hop and as the other by the next.
+fn forwards_left(buffer: &[u8], fields: &Fields, method: Method) -> Result<Option<u32>, Reason> {
+    if !matches!(method, Method::Options | Method::Trace) {
+        return Ok(None);
+    }
+    let mut values = fields.values(buffer, Known::MaxForwards);
+    let Some(digits) = values.next() else { return Ok(None) };
+    if values.next().is_some() || digits.is_empty() || !digits.iter().all(u8::is_ascii_digit) {
+        return Err(Reason::MaxForwardsMalformed);
+    }
+    let number = digits
+        .iter()
+        .fold(0_u32, |number, digit| number.saturating_mul(10).saturating_add(u32::from(digit - b'0')));
+    Ok(Some(number))
 }
 
 /// Whether there is a protocol to upgrade to, and none that carries requests: `h2c`, another HTTP or TLS would let the

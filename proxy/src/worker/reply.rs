@@ -17,11 +17,17 @@ const DISCARD_ROUNDS: usize = 8;
 
 const CLOSE: &str = "Connection: close\r\n";
 
+/// The methods that RFC 9110 section 9 and RFC 5789 define, without CONNECT, which routes allow or not, and TRACE, which is
+/// not answered here.
+const ALLOW: &str = "Allow: GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS\r\n";
+
 /// The standard phrases of the statuses sent here (RFC 9110 section 15, RFC 6585 section 5).
 fn phrase(status: u16) -> &'static str {
     match status {
+        200 => "OK",
         400 => "Bad Request",
         404 => "Not Found",
+        405 => "Method Not Allowed",
         408 => "Request Timeout",
         411 => "Length Required",
         413 => "Content Too Large",
@@ -49,6 +55,8 @@ impl Answer {
     fn new(status: u16, reason: Reason, connection: &str, head_only: bool) -> Self {
         let mut answer = Self { bytes: [0; 512], length: 0 };
         let phrase = phrase(status);
+        // RFC 9110 section 15.5.6: 405 comes with Allow.
+        let allow = if status == 405 { ALLOW } else { "" };
         let body_size = 4 + phrase.len() + 2 + reason.text().len() + 1;
         let retry = if status == 503 { "Retry-After: 1\r\n" } else { "" };
         let mut rest = &mut answer.bytes[..];
@@ -56,11 +64,22 @@ impl Answer {
         // The longest phrase and text together take half the space, so writing cannot fail.
         let _ = write!(
             rest,
-            "HTTP/1.1 {status} {phrase}\r\nContent-Type: text/plain\r\nContent-Length: {body_size}\r\n{retry}{connection}\r\n"
+            "HTTP/1.1 {status} {phrase}\r\nContent-Type: text/plain\r\nContent-Length: {body_size}\r\n{allow}{retry}{connection}\r\n"
         );
         if !head_only {
             let _ = writeln!(rest, "{status} {phrase}: {}", reason.text());
         }
+        answer.length = room - rest.len();
+        answer
+    }
+
+    /// Tells what may be asked for, and nothing else.
+    fn options(connection: &str) -> Self {
+        let mut answer = Self { bytes: [0; 512], length: 0 };
+        let mut rest = &mut answer.bytes[..];
+        let room = rest.len();
+        // It is known to fit.
+        let _ = write!(rest, "HTTP/1.1 200 {}\r\n{ALLOW}Content-Length: 0\r\n{connection}\r\n", phrase(200));
         answer.length = room - rest.len();
         answer
     }
@@ -75,17 +94,26 @@ impl Worker {
     pub(super) fn refuse(&mut self, key: usize, reason: Reason) -> Step {
         let peer = if reason.is_of_backend() { Peer::Backend } else { Peer::Client };
         self.core.refused(peer, reason);
-        self.answer(key, reason, reason.status())
+        self.answer(key, Some(reason), reason.status())
+    }
+
+    /// Answers a request that may not be passed on any more as its last recipient (RFC 9110 section 7.6.2). TRACE is not sent
+    /// back: the fields in it, cookies too, would become readable for scripts that may not read them (section 9.3.8).
+    pub(super) fn answer_last_hop(&mut self, key: usize, method: Method) -> Step {
+        match method {
+            Method::Options => self.answer(key, None, 200),
+            _ => self.refuse(key, Reason::TraceRefused),
+        }
     }
 
     /// Answers for a backend whose response cannot be passed on.
     pub(super) fn refuse_response(&mut self, key: usize, reason: Reason) -> Step {
         self.core.refused(Peer::Backend, reason);
         self.core.count(Counter::AbortsBackend);
-        self.answer(key, reason, reason.gateway_status())
+        self.answer(key, Some(reason), reason.gateway_status())
     }
 
-    fn answer(&mut self, key: usize, reason: Reason, status: u16) -> Step {
+    fn answer(&mut self, key: usize, reason: Option<Reason>, status: u16) -> Step {
         self.close_backend(key);
         let Self { core, sessions, .. } = self;
         let session = &mut sessions[key];
@@ -106,9 +134,9 @@ impl Worker {
         // A request whose head was understood and that has no body ends where its head ends, whatever became of it.
         let settled =
             active && exchange.head.framing == Framing::None && exchange.head.method != Method::Connect;
-        let blameless = matches!(status, 404 | 502 | 503 | 504);
+        let blameless = matches!(status, 200 | 404 | 405 | 502 | 503 | 504);
         exchange.close |= !(settled && blameless) || core.draining;
-        exchange.reason = Some(reason);
+        exchange.reason = reason;
         exchange.status = status;
         if let Some(buffer) = session.client.buffer.as_mut() {
             if active && buffer.held {
@@ -124,7 +152,10 @@ impl Worker {
             Version::Http10 => "Connection: keep-alive\r\n",
             Version::Http11 => "",
         };
-        let answer = Answer::new(status, reason, connection, head_only);
+        let answer = match reason {
+            Some(reason) => Answer::new(status, reason, connection, head_only),
+            None => Answer::options(connection),
+        };
         exchange.response = Flow::idle();
         exchange.response.push_own(answer.as_bytes(), &mut core.buffers);
         session.phase = Phase::Reply;

@@ -170,6 +170,7 @@ impl Worker {
         };
         match refusal {
             Some(reason) => self.refuse(key, reason),
+            None if head.forwards_left == Some(0) => self.answer_last_hop(key, head.method),
             None => self.dispatch(key, true),
         }
     }

@@ -193,6 +193,7 @@ impl Exchange {
             keep_alive: false,
             expects_continue: false,
             upgrade: false,
+            forwards_left: None,
         };
         Self {
             active: false,

@@ -229,6 +229,14 @@ fn an_expectation_that_is_unknown() {
 }
 
 #[test]
+fn a_bound_of_forwards_that_is_none() {
+    let options = |fields: &str| {
+        case(format!("OPTIONS / HTTP/1.1\r\nHost: a\r\n{fields}\r\n\r\n"), 400, "max_forwards_malformed")
+    };
+    refused(&[options("Max-Forwards: many"), options("Max-Forwards: 0\r\nMax-Forwards: 1")]);
+}
+
+#[test]
 fn a_head_above_its_bounds() {
     let limits = |setup: Setup| {
         setup.with(|state| {

@@ -358,3 +358,38 @@ fn an_answer_of_the_proxy_to_head_has_no_body() {
     drop(client);
     proxy.stop();
 }
+
+/// RFC 9110 section 7.6.2: a request that may not be passed on any more is answered here.
+#[test]
+fn a_request_goes_no_further_than_it_may() {
+    let backend = Backend::answering(OK);
+    let proxy = transparent(&backend).start();
+    let mut client = Peer::connect(proxy.address());
+    let request =
+        |method: &str, left: &str| format!("{method} / HTTP/1.1\r\nHost: a\r\nMax-Forwards: {left}\r\n\r\n");
+    client.send(request("OPTIONS", "0"));
+    let response = client.response_to("OPTIONS");
+    assert_eq!((response.status(), response.value("Content-Length")), (200, Some("0")));
+    assert!(response.value("Allow").is_some_and(|methods| methods.contains("OPTIONS")));
+    client.send(request("TRACE", "0"));
+    let response = client.response_to("TRACE");
+    assert_eq!(response.status(), 405);
+    assert!(response.value("Allow").is_some_and(|methods| !methods.contains("TRACE")));
+    assert!(!response.text().contains("Max-Forwards"), "what was sent is sent back: {}", response.text());
+    backend.expect_untouched();
+    assert_eq!(proxy.refused_requests("trace_refused"), 1);
+    for (method, left) in [("OPTIONS", "3"), ("TRACE", "70000000000"), ("GET", "0"), ("PUT", "x")] {
+        client.send(request(method, left));
+        assert_eq!(client.response_to(method).text(), "ok");
+    }
+    // What follows the head is not read, so the connection cannot go on.
+    client.send("OPTIONS / HTTP/1.1\r\nHost: a\r\nMax-Forwards: 0\r\nContent-Length: 5\r\n\r\nhello");
+    let response = client.response_to("OPTIONS");
+    assert_eq!((response.status(), response.value("Connection")), (200, Some("close")));
+    client.expect_end();
+    drop(client);
+    let seen: Vec<_> =
+        backend.requests().iter().map(|request| request.value("Max-Forwards").map(str::to_owned)).collect();
+    assert_eq!(seen, ["2", "255", "0", "x"].map(|left| Some(left.to_owned())));
+    proxy.stop();
+}

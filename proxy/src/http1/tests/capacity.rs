@@ -72,6 +72,7 @@ fn long_hosts_are_written_more_than_once() {
     fits(&format!("GET http://{host}/? HTTP/1.1\r\nHost: a\r\n{}\r\n", filled(&["TE:", "a:"], 1)));
     fits(&format!("GET http://{host}?x HTTP/1.0\r\n{}\r\n", filled(&["a:", "TE:"], 0)));
     fits(&format!("CONNECT {host}:65535 HTTP/1.0\r\n{}\r\n", filled(&["a:", "TE:"], 0)));
+    fits(&format!("OPTIONS http://{host} HTTP/1.0\r\nMax-Forwards: 9\r\n{}\r\n", filled(&["a:", "TE:"], 1)));
     // A method has no bound but the head's.
     let method = "M".repeat(LIMITS.head_size_max as usize - 300);
     fits(&format!("{method} http://{host} HTTP/1.0\r\n\r\n"));

@@ -214,3 +214,26 @@ fn upgrades() {
         "Content-Length: 5\r\n",
     );
 }
+
+/// RFC 9110 section 7.6.2.
+#[test]
+fn max_forwards() {
+    for method in ["OPTIONS", "TRACE"] {
+        for (before, after) in [
+            ("Max-Forwards: 1", "Max-Forwards: 0"),
+            ("MAX-forwards:\t010 ", "MAX-forwards:\t9 "),
+            ("Max-Forwards:256", "Max-Forwards:255"),
+            ("Max-Forwards: 257", "Max-Forwards: 255"),
+            ("Max-Forwards: 4294967297", "Max-Forwards: 255"),
+            // What Connection names is dropped, but a client cannot so take the bound off.
+            ("Connection: max-forwards, x\r\nX: y\r\nMax-Forwards: 7", "Max-Forwards: 6"),
+        ] {
+            let head =
+                |lines: &str| format!("{method} / HTTP/1.1\r\nHost: a\r\nA: b\r\n{lines}\r\nC: d\r\n\r\n");
+            assert_eq!(edited(&head(before), &QUIET), head(after));
+        }
+    }
+    // It means nothing to other methods, whatever it says.
+    lines("Max-Forwards: 1\r\n", &QUIET, "Max-Forwards: 1\r\n");
+    lines("Max-Forwards: none\r\nMax-Forwards:\r\n", &QUIET, "Max-Forwards: none\r\nMax-Forwards:\r\n");
+}

@@ -95,6 +95,7 @@ const STRICTER: &[Reason] = &[
     Reason::TransferEncodingUnknown,
     Reason::TransferEncodingOldVersion,
     Reason::ConnectWithBody,
+    Reason::MaxForwardsMalformed,
     Reason::ExpectationUnknown,
     Reason::Misdirected,
     Reason::TooManyFields,    // names in Connection
@@ -207,6 +208,8 @@ fn request_edited(input: &[u8], head: &RequestHead, fields: &Fields, with: &Requ
     assert_eq!(edited.upgrade, head.upgrade, "{text:?}");
     assert_eq!(edited.expects_continue, head.expects_continue, "{text:?}");
     assert!(edited.keep_alive, "{text:?}");
+    let left = head.forwards_left.map(|left| left.saturating_sub(1).min(255));
+    assert_eq!(edited.forwards_left, left, "{text:?}");
     assert_eq!(again.has(Known::Connection), head.upgrade, "{text:?}");
     assert_eq!(again.has(Known::Upgrade), head.upgrade, "{text:?}");
     only_end_to_end((&bytes, &again), (input, fields));

@@ -28,6 +28,10 @@ const LINES: &[&str] = &[
     "Upgrade: websocket",
     "Upgrade: h2c",
     "Expect: 100-continue",
+    "Max-Forwards: 0",
+    "Max-Forwards: 7",
+    "max-forwards:\t99999999999 ",
+    "Connection: max-forwards",
     "Via: 1.0 fred",
     "X-Forwarded-For: 10.0.0.1",
     "X-Forwarded-Proto: https",
@@ -58,7 +62,7 @@ fn lines() -> impl Strategy<Value = String> {
 }
 
 fn request_text() -> impl Strategy<Value = String> {
-    let methods = vec!["GET", "HEAD", "POST", "OPTIONS", "CONNECT", "PATCH"];
+    let methods = vec!["GET", "HEAD", "POST", "OPTIONS", "TRACE", "CONNECT", "PATCH"];
     let targets = vec![
         "/",
         "/a/b?c",

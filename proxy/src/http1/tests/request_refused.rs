@@ -107,6 +107,15 @@ const REFUSED: &[(Reason, u16, &str)] = &[
     (Reason::HostInvalid, 400, "CONNECT a/b:1 HTTP/1.1\r\nHost: a\r\n\r\n"),
     (Reason::Misdirected, 421, "GET https://a/ HTTP/1.1\r\nHost: a\r\n\r\n"),
     (Reason::Misdirected, 421, "GET HttpS://a HTTP/1.1\r\nHost: a\r\n\r\n"),
+    (Reason::MaxForwardsMalformed, 400, "TRACE / HTTP/1.1\r\nHost: a\r\nMax-Forwards:\r\n\r\n"),
+    (Reason::MaxForwardsMalformed, 400, "TRACE / HTTP/1.1\r\nHost: a\r\nMax-Forwards: -1\r\n\r\n"),
+    (Reason::MaxForwardsMalformed, 400, "TRACE / HTTP/1.1\r\nHost: a\r\nMax-Forwards: 1, 1\r\n\r\n"),
+    (Reason::MaxForwardsMalformed, 400, "OPTIONS * HTTP/1.1\r\nHost: a\r\nMax-Forwards: 0x1\r\n\r\n"),
+    (
+        Reason::MaxForwardsMalformed,
+        400,
+        "OPTIONS * HTTP/1.1\r\nHost: a\r\nMax-Forwards: 1\r\nmax-forwards: 1\r\n\r\n",
+    ),
     (Reason::ConnectWithBody, 400, "CONNECT a:1 HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\n\r\n"),
     (Reason::ConnectWithBody, 400, "CONNECT a:1 HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"),
 ];
