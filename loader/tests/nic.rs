@@ -141,6 +141,41 @@ fn virtio_queues_are_spread_over_the_workers() {
     assert_eq!(table, [(2, 0, 0), (2, 1, 1), (2, 2, 2), (2, 3, 3)]);
 }
 
+/// As on x86: /proc/irq/N/effective_affinity_list tells the old CPU until the interrupt has come once more.
+#[test]
+fn an_interrupt_that_has_yet_to_move_counts_as_moved() {
+    let mut machine = Machine::new();
+    for (queue, effective) in (0..).zip(["1", "3", "0", "2"]) {
+        machine.irq(25 + queue, &format!("virtio0-input.{queue}"), ("0", effective));
+    }
+    let device = "pci0000:00/0000:00:02.0";
+    machine.msi_irqs(device, 25..29);
+    machine.interface("eth0", 2, &format!("{device}/virtio0"), &["0"; 4], &["1", "2", "4", "8"]);
+    let report = machine.read(&FOUR);
+    for queue in &report.interfaces[0].rx {
+        assert_eq!(report.workers_of(queue), [0], "{report}");
+    }
+    let problem = &report.findings()[0].problem;
+    assert!(problem.contains("interrupt 26 is at CPU 0, allowed on 0, instead of CPU 1"), "{report}");
+    assert_eq!(
+        commands(&report),
+        [
+            "echo 1 > /proc/irq/26/smp_affinity_list",
+            "echo 2 > /proc/irq/27/smp_affinity_list",
+            "echo 3 > /proc/irq/28/smp_affinity_list",
+        ]
+    );
+    for change in report.findings().iter().flat_map(|finding| &finding.changes) {
+        apply(machine.root.path(), change).expect("change");
+    }
+    // None has come since.
+    let moved = machine.read(&FOUR);
+    assert_eq!(moved.findings(), []);
+    for (queue, worker) in moved.interfaces[0].rx.iter().zip(0..) {
+        assert_eq!(moved.workers_of(queue), [worker], "{moved}");
+    }
+}
+
 #[test]
 fn a_mellanox_card_is_known_by_the_interrupts_of_its_device() {
     let mut machine = Machine::new();

@@ -64,6 +64,11 @@ impl Cpus {
         self.0.binary_search(&cpu).is_ok()
     }
 
+    /// Whether all of it is in another set too.
+    pub fn is_within(&self, other: &Self) -> bool {
+        self.0.iter().all(|cpu| other.contains(*cpu))
+    }
+
     /// Whether there is none in it.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
@@ -115,6 +120,14 @@ mod tests {
         assert_eq!(Cpus::from_mask("0").unwrap(), Cpus::default());
         assert_eq!(Cpus::default().to_mask(), "0");
         assert_eq!(Cpus::default().to_string(), "none");
+    }
+
+    #[test]
+    fn sets_within_sets() {
+        let set = |list| Cpus::from_list(list).unwrap();
+        assert!(set("1,3").is_within(&set("0-3")) && set("0-3").is_within(&set("0-3")));
+        assert!(!set("1,4").is_within(&set("0-3")));
+        assert!(Cpus::none().is_within(&Cpus::none()) && !set("0").is_within(&Cpus::none()));
     }
 
     #[test]

@@ -16,7 +16,7 @@ pub struct Irq {
     pub name: String,
     /// CPUs that it may go to.
     pub affinity: Cpus,
-    /// CPUs that it goes to at present; a part of `affinity`.
+    /// CPUs that it goes to when it comes next; a part of `affinity`.
     pub effective: Cpus,
 }
 
@@ -40,8 +40,10 @@ fn read_one(root: &Path, number: u32, name: &str) -> Irq {
     let folder = root.join(format!("proc/irq/{number}"));
     let cpus = |file: &str| read_line(&folder.join(file)).and_then(|text| Cpus::from_list(&text));
     let affinity = cpus("smp_affinity_list").unwrap_or_default();
-    // Where the kernel does not say, it may be any of the allowed.
-    let effective = cpus("effective_affinity_list").filter(|cpus| !cpus.is_empty());
+    // Many controllers can move an interrupt only when it comes: until then the kernel tells where it came to before it
+    // was moved. Then, and where the kernel does not say, it may be any of the allowed.
+    let effective = cpus("effective_affinity_list")
+        .filter(|effective| !effective.is_empty() && (affinity.is_empty() || effective.is_within(&affinity)));
     Irq { number, name: name.to_owned(), effective: effective.unwrap_or_else(|| affinity.clone()), affinity }
 }
 
