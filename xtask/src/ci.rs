@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 
 use crate::tools::{self, cargo, find, workspace_root};
-use crate::{build_ebpf, fuzz, test};
+use crate::{build_ebpf, fuzz, test, vm};
 
 /// The version of cargo-deny that is installed where there is none; it builds with the toolchain of `rust-version`.
 const CARGO_DENY_VERSION: &str = "0.20.2";
@@ -48,6 +48,8 @@ const STEPS: &[Step] = &[
     Step { name: "test", run: || xtask(&["test"]) },
     Step { name: "fuzz", run: fuzz_smoke },
     Step { name: "bench", run: || xtask(&["bench", "--smoke"]) },
+    // Last: it uses the release build of the step before.
+    Step { name: "vm-test", run: vm_test },
 ];
 
 /// Runs the steps; an error if one failed.
@@ -140,6 +142,13 @@ fn fuzz_smoke() -> anyhow::Result<Outcome> {
     match fuzz::missing() {
         Some(reason) => Ok(Outcome::Skipped(reason)),
         None => xtask(&["fuzz", "--seconds", "30"]),
+    }
+}
+
+fn vm_test() -> anyhow::Result<Outcome> {
+    match vm::missing() {
+        Some(reason) => Ok(Outcome::Skipped(reason)),
+        None => xtask(&["vm-test"]),
     }
 }
 

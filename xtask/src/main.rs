@@ -7,6 +7,7 @@ mod ci;
 mod fuzz;
 mod test;
 mod tools;
+mod vm;
 
 use clap::Parser;
 
@@ -18,12 +19,14 @@ enum Command {
     BuildEbpf(build_ebpf::Options),
     /// Builds and runs every test; says what was skipped and why
     Test(test::Options),
-    /// Runs all that a change must pass: format, lints, policy, BPF build, tests, documentation, fuzzing, benchmark
+    /// Runs all that a change must pass: format, lints, policy, BPF build, tests, documentation, fuzzing, benchmark, virtual machines
     Ci(ci::Options),
     /// Feeds random input to the parsers, if a nightly toolchain is there
     Fuzz(fuzz::Options),
     /// Measures proxies side by side on this machine, and the floor under them
     Bench(bench::Options),
+    /// Tests the proxy in virtual machines with other kernels and a network card of several queues
+    VmTest(vm::Options),
 }
 
 fn main() -> anyhow::Result<()> {
@@ -33,5 +36,6 @@ fn main() -> anyhow::Result<()> {
         Command::Ci(options) => ci::run(&options),
         Command::Fuzz(options) => fuzz::run(&options),
         Command::Bench(options) => bench::run(&options),
+        Command::VmTest(options) => vm::run(&options),
     }
 }

@@ -7,7 +7,7 @@
 mod contender;
 mod figures;
 mod machine;
-mod process;
+pub(crate) mod process;
 mod report;
 mod statistics;
 mod syscalls;

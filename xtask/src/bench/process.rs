@@ -28,7 +28,7 @@ static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 /// Makes Ctrl-C and SIGTERM end the run by an error, so that everything on the way out is cleaned up.
 ///
 /// To be called before any other thread is started.
-pub(super) fn catch_interrupts() -> Result<()> {
+pub(crate) fn catch_interrupts() -> Result<()> {
     let signals: SigSet = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP].into_iter().collect();
     signals.thread_block().context("cannot block signals")?;
     thread::spawn(move || {
@@ -39,7 +39,7 @@ pub(super) fn catch_interrupts() -> Result<()> {
 }
 
 /// An error if the run is to end.
-pub(super) fn check_interrupt() -> Result<()> {
+pub(crate) fn check_interrupt() -> Result<()> {
     ensure!(!INTERRUPTED.load(Ordering::Relaxed), "interrupted");
     Ok(())
 }
