@@ -4,7 +4,7 @@
 //! - To run a single worker, with a supervisor of one's own at the other end of the channel: [`worker::serve`] and the messages of
 //!   [`ipc`].
 //! - To use the parts without a socket: [`http1`] parses and edits heads, [`forward::Ledger`] says where a body ends,
-//!   [`route::Table`] finds the cluster of a request, [`balance::Balancer`] a backend.
+//!   [`proxy_protocol`] and [`tls_hello`] read what may come before the first byte that is passed on, [`route::Table`] finds the cluster of a request, [`balance::Balancer`] a backend.
 //!
 //! ARCHITECTURE.md in the repository is the map of the code.
 
@@ -17,5 +17,7 @@ pub mod forward;
 pub mod http1;
 pub mod ipc;
 pub mod metrics;
+pub mod proxy_protocol;
 pub mod route;
+pub mod tls_hello;
 pub mod worker;

@@ -137,7 +137,8 @@ impl Default for Limits {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Timeouts {
-    /// From the first byte of a request (or from accept) to the end of its head; then 408.
+    /// From the first byte of a request (or from accept) to the end of its head; then 408. From accept to the end of
+    /// what else must come before anything is passed on: a PROXY protocol header, a TLS ClientHello.
     pub head_ms: u64,
     /// Without a byte of a body moving in either direction.
     pub body_idle_ms: u64,
@@ -151,6 +152,8 @@ pub struct Timeouts {
     pub backend_keep_alive_ms: u64,
     /// Without a byte in either direction of a tunnel.
     pub tunnel_idle_ms: u64,
+    /// Without a byte in either direction of a connection to a TCP listener.
+    pub tcp_idle_ms: u64,
     /// For a closing connection's peer to take the last bytes and close.
     pub linger_ms: u64,
     /// From the request to stop until the remaining connections are cut.
@@ -167,6 +170,7 @@ impl Default for Timeouts {
             keep_alive_ms: 60_000,
             backend_keep_alive_ms: 60_000,
             tunnel_idle_ms: 3_600_000,
+            tcp_idle_ms: 3_600_000,
             linger_ms: 2_000,
             drain_ms: 30_000,
         }
@@ -180,7 +184,14 @@ pub struct Listener {
     pub name: String,
     /// Address to listen on.
     pub address: SocketAddr,
-    /// Cluster of the requests that no route matches; without it they get 421 or 404.
+    /// What is spoken on its connections.
+    #[serde(default)]
+    pub protocol: Protocol,
+    /// Whether each connection begins with a PROXY protocol header.
+    #[serde(default)]
+    pub proxy_protocol: ProxyProtocol,
+    /// Cluster of the requests or TCP connections that no route matches; without it requests get 421 or 404, and
+    /// connections are closed.
     #[serde(default)]
     pub default_cluster: Option<String>,
     /// Overrides the process's redirect mode.
@@ -214,6 +225,10 @@ pub struct Cluster {
     /// Whether a request body of unknown length may be sent to these backends; otherwise 411.
     #[serde(default = "yes")]
     pub chunked_requests: bool,
+    /// Whether a PROXY protocol header begins each connection to these backends. Such a connection carries one client's
+    /// address, so it is not used for another.
+    #[serde(default)]
+    pub send_proxy: SendProxy,
     /// The backends.
     #[serde(default)]
     pub backends: Vec<Backend>,
@@ -238,6 +253,10 @@ pub struct Route {
     /// Host name without port, `*.example.com` for every name below, none for every host.
     #[serde(default)]
     pub host: Option<String>,
+    /// For connections to TCP listeners: the server name in the TLS ClientHello (RFC 6066 section 3), or `*.example.com`
+    /// for every name below. Such a route has neither host nor path.
+    #[serde(default)]
+    pub sni: Option<String>,
     /// Which paths.
     #[serde(default)]
     pub path: PathMatch,
@@ -270,6 +289,8 @@ impl Listener {
         Self {
             name: name.into(),
             address,
+            protocol: Protocol::default(),
+            proxy_protocol: ProxyProtocol::default(),
             default_cluster: None,
             redirect: None,
             x_forwarded: ForwardedFields::append(),
@@ -288,6 +309,7 @@ impl Cluster {
             balance: Balance::default(),
             redirect: None,
             chunked_requests: yes(),
+            send_proxy: SendProxy::default(),
             backends: Vec::new(),
         }
     }
@@ -299,6 +321,7 @@ impl Route {
         Self {
             listener: None,
             host: None,
+            sni: None,
             path: PathMatch::default(),
             cluster: cluster.into(),
             allow_connect: false,
@@ -389,6 +412,44 @@ named! {
         Hash = "hash",
         /// The kernel's own choice in the SO_REUSEPORT group.
         Off = "off",
+    }
+}
+
+named! {
+    /// What is spoken on the connections of a listener.
+    #[derive(Default)]
+    Protocol {
+        /// HTTP/1.1 and HTTP/1.0.
+        #[default]
+        Http = "http",
+        /// Anything over TCP: bytes pass both ways as they are.
+        Tcp = "tcp",
+    }
+}
+
+named! {
+    /// Whether connections to a listener begin with a PROXY protocol header, which tells the client's address.
+    #[derive(Default)]
+    ProxyProtocol {
+        /// They do not.
+        #[default]
+        Off = "off",
+        /// Each must, version 1 or 2; one that does not is closed.
+        Require = "require",
+    }
+}
+
+named! {
+    /// Whether connections to backends begin with a PROXY protocol header.
+    #[derive(Default)]
+    SendProxy {
+        /// They do not.
+        #[default]
+        Off = "off",
+        /// Version 1, a line of text.
+        V1 = "v1",
+        /// Version 2, binary.
+        V2 = "v2",
     }
 }
 

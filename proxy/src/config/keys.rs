@@ -159,7 +159,7 @@ macro_rules! address {
 mod items;
 mod settings;
 
-pub(super) use items::{BACKEND, CLUSTER, LISTENER, ROUTE};
+pub(super) use items::{BACKEND, CLUSTER, LISTENER, LISTENER_HTTP_ONLY, ROUTE, ROUTE_HTTP_ONLY};
 pub(super) use settings::{LIMITS, LOG, ROOT, TABLES, TIMEOUTS};
 
 /// An item with every default, before a file says more. Its required keys hold what no file can give.

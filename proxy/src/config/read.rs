@@ -6,13 +6,13 @@ use std::ops::Range;
 
 use toml::Spanned;
 use toml::de::{DeString, DeTable, DeValue};
-use underpass_command::state::{Cluster, Settings, State};
+use underpass_command::state::{Cluster, Listener, Protocol, Route, Settings, State};
 
 use super::keys::{self, Blank};
 use super::problem::{Diagnostic, Place, Problem, Severity};
 use super::syntax::nearest;
 use super::table::{Access, Fault, Key, Need, quote, use_range};
-use super::validate::{label, validate};
+use super::validate::{label, sni_route_fault, tcp_listener_fault, validate};
 
 /// The most problems that are told of one file.
 const DIAGNOSTICS_MAX: usize = 100;
@@ -97,11 +97,24 @@ impl Reader {
             }
         }
         state.listeners = self.list("listener", "", document, Place::Listener, |reader, place, table| {
-            reader.item(place, name_in(table), keys::LISTENER, table, &[])
+            let listener: Listener = reader.item(place, name_in(table), keys::LISTENER, table, &[]);
+            if listener.protocol == Protocol::Tcp {
+                reader.http_only(
+                    place,
+                    &listener.name,
+                    &keys::LISTENER_HTTP_ONLY,
+                    table,
+                    tcp_listener_fault(),
+                );
+            }
+            listener
         });
         state.clusters = self.list("cluster", "", document, Place::Cluster, Self::cluster);
         state.routes = self.list("route", "", document, Place::Route, |reader, place, table| {
-            let route = reader.item(place, "", keys::ROUTE, table, &[]);
+            let route: Route = reader.item(place, "", keys::ROUTE, table, &[]);
+            if route.sni.is_some() {
+                reader.http_only(place, "", &keys::ROUTE_HTTP_ONLY, table, sni_route_fault());
+            }
             reader.one_path_only(place, table);
             route
         });
@@ -254,6 +267,18 @@ impl Reader {
             let fault = Fault::new("path is given as well", "keep one of the two");
             let value = literal(prefix.get_ref());
             self.report(place, &label(place, ""), "path_prefix", Some(prefix.span()), value, fault);
+        }
+    }
+
+    /// Keys that are there and mean something for HTTP only. What they say need not be looked at, so defaults count too.
+    fn http_only(&mut self, place: Place, name: &str, keys: &[&str], table: &DeTable<'_>, fault: Fault) {
+        for key in keys {
+            if let Some(value) = table.get(*key)
+                && !self.unread.contains(&(place, (*key).to_owned()))
+            {
+                let literal = literal(value.get_ref());
+                self.report(place, &label(place, name), key, Some(value.span()), literal, fault.clone());
+            }
         }
     }
 

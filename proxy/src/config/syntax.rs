@@ -36,6 +36,8 @@ pub(super) enum Syntax {
     BackendAddress,
     /// The host of a route.
     Host,
+    /// The server name of a route.
+    ServerName,
     /// The path of a route.
     UrlPath,
     /// A file.
@@ -59,6 +61,7 @@ impl Syntax {
             Self::ListenAddress => "IP address and port; port 0 lets the kernel choose one".into(),
             Self::BackendAddress => "IP address and port".into(),
             Self::Host => "host name without port, or *. and a host name".into(),
+            Self::ServerName => "host name, or *. and a host name".into(),
             Self::UrlPath => "path that begins with /".into(),
             Self::File => "file name".into(),
             Self::Socket => format!("file name of at most {SOCKET_SIZE_MAX} bytes"),
@@ -76,6 +79,7 @@ impl Syntax {
             Self::ListenAddress => check_listen_address(text),
             Self::BackendAddress => check_backend_address(text),
             Self::Host => check_host(text),
+            Self::ServerName => check_server_name(text),
             Self::UrlPath => check_url_path(text),
             Self::File => check_file(text, FILE_SIZE_MAX),
             Self::Socket => check_file(text, SOCKET_SIZE_MAX),
@@ -228,6 +232,15 @@ fn check_host(text: &str) -> Result<(), Fault> {
         return Err(Fault::new("ends with a dot", format!("write {host:?}")));
     }
     text.strip_prefix("*.").unwrap_or(text).split('.').try_for_each(check_label)
+}
+
+/// RFC 6066 section 3: a server name is never the literal of an address.
+fn check_server_name(text: &str) -> Result<(), Fault> {
+    if text.starts_with('[') || text.parse::<IpAddr>().is_ok() {
+        let remedy = "leave the route out: such connections go to default_cluster";
+        return Err(Fault::new("TLS clients send no server name for an IP address", remedy));
+    }
+    check_host(text)
 }
 
 fn check_label(label: &str) -> Result<(), Fault> {

@@ -1,10 +1,16 @@
 //! The rules that a state must keep, wherever it comes from.
 
+mod protocols;
+
+pub(super) use protocols::{sni_route_fault, tcp_listener_fault};
+
 use std::collections::{HashMap, HashSet};
 use std::hash::Hash;
 use std::net::{IpAddr, SocketAddr};
 
-use underpass_command::state::{Cluster, Listener, PathMatch, RedirectMode, Route, Settings, State};
+use underpass_command::state::{
+    Cluster, Listener, PathMatch, Protocol, RedirectMode, Route, Settings, State,
+};
 
 use super::keys;
 use super::problem::{Place, Problem};
@@ -33,6 +39,7 @@ pub fn validate(state: &State) -> Vec<Problem> {
     check_counts(state, &mut problems);
     check_unique(state, &mut problems);
     check_references(state, &mut problems);
+    protocols::check(state, &mut problems);
     check_use(state, &mut problems);
     check_loops(state, &mut problems);
     problems
@@ -202,6 +209,7 @@ fn check_routes_unique(state: &State, problems: &mut Vec<Problem>) {
         (
             route.listener.clone(),
             route.host.as_ref().map(|host| host.to_ascii_lowercase()),
+            route.sni.as_ref().map(|name| name.to_ascii_lowercase()),
             match &route.path {
                 PathMatch::Exact(path) => (true, path.clone()),
                 PathMatch::Prefix(path) => (false, path.clone()),
@@ -210,11 +218,13 @@ fn check_routes_unique(state: &State, problems: &mut Vec<Problem>) {
     };
     for (second, first) in repeated(state.routes.iter().map(selector).enumerate()) {
         let place = Place::Route(second);
-        let reason = format!("the same listener, host and path as route {}", first + 1);
+        let what =
+            if state.routes[second].sni.is_some() { "listener and sni" } else { "listener, host and path" };
+        let reason = format!("the same {what} as route {}", first + 1);
         let mut problem =
             Problem::error(place, &label(place, ""), "", None, Fault::new(reason, "remove one of them"));
         for index in [first, second] {
-            for key in ["listener", "host", "path", "path_prefix"] {
+            for key in ["listener", "host", "sni", "path", "path_prefix"] {
                 problem = problem.follows_from(Place::Route(index), key);
             }
         }
@@ -300,9 +310,10 @@ fn check_use(state: &State, problems: &mut Vec<Problem>) {
             warn(place, &cluster.name, "", "has no backend, so its requests cannot be served", remedy);
         }
     }
-    let any_listener = state.routes.iter().any(|route| route.listener.is_none());
+    let any_listener = state.routes.iter().any(|route| route.listener.is_none() && route.sni.is_none());
     let routed: HashSet<&str> = state.routes.iter().filter_map(|route| route.listener.as_deref()).collect();
-    for (index, listener) in state.listeners.iter().enumerate() {
+    let http = |listener: &Listener| listener.protocol == Protocol::Http;
+    for (index, listener) in state.listeners.iter().enumerate().filter(|(_, listener)| http(listener)) {
         if listener.default_cluster.is_none() && !any_listener && !routed.contains(listener.name.as_str()) {
             let reason = "has neither default_cluster nor a route, so it refuses every request";
             warn(
@@ -379,8 +390,6 @@ fn answers(address: IpAddr, target: IpAddr) -> bool {
 }
 
 fn leads_to(routes: &[Route], listener: &Listener, cluster: &Cluster) -> bool {
-    let by_route = |route: &Route| {
-        route.cluster == cluster.name && route.listener.as_ref().is_none_or(|name| *name == listener.name)
-    };
+    let by_route = |route: &Route| route.cluster == cluster.name && protocols::concerns(route, listener);
     listener.default_cluster.as_ref() == Some(&cluster.name) || routes.iter().any(by_route)
 }

@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use underpass_command::state::State;
+use underpass_command::state::{Protocol, State};
 
 use super::keys;
 use super::table::Key;
@@ -12,26 +12,31 @@ use super::table::Key;
 /// Reading it gives the same state, if that keeps the rules of [`super::validate()`] and its hosts are in lower case.
 pub fn to_toml(state: &State) -> String {
     let mut out = String::new();
-    write_keys(&mut out, keys::ROOT, &state.settings);
+    write_keys(&mut out, keys::ROOT, &state.settings, &[]);
     for (name, keys) in keys::TABLES {
         write_header(&mut out, &format!("[{name}]"));
-        write_keys(&mut out, keys, &state.settings);
+        write_keys(&mut out, keys, &state.settings, &[]);
     }
     for listener in &state.listeners {
         write_header(&mut out, "[[listener]]");
-        write_keys(&mut out, keys::LISTENER, listener);
+        let without = match listener.protocol {
+            Protocol::Http => &[][..],
+            Protocol::Tcp => &keys::LISTENER_HTTP_ONLY,
+        };
+        write_keys(&mut out, keys::LISTENER, listener, without);
     }
     for cluster in &state.clusters {
         write_header(&mut out, "[[cluster]]");
-        write_keys(&mut out, keys::CLUSTER, cluster);
+        write_keys(&mut out, keys::CLUSTER, cluster, &[]);
         for backend in &cluster.backends {
             write_header(&mut out, "[[cluster.backend]]");
-            write_keys(&mut out, keys::BACKEND, backend);
+            write_keys(&mut out, keys::BACKEND, backend, &[]);
         }
     }
     for route in &state.routes {
         write_header(&mut out, "[[route]]");
-        write_keys(&mut out, keys::ROUTE, route);
+        let without = if route.sni.is_some() { &keys::ROUTE_HTTP_ONLY[..] } else { &[] };
+        write_keys(&mut out, keys::ROUTE, route, without);
     }
     out
 }
@@ -41,8 +46,9 @@ fn write_header(out: &mut String, header: &str) {
     let _ = writeln!(out, "\n{header}");
 }
 
-fn write_keys<T>(out: &mut String, keys: &[Key<T>], item: &T) {
-    for key in keys {
+/// Writes the keys of an item, except those that it may not have.
+fn write_keys<T>(out: &mut String, keys: &[Key<T>], item: &T, without: &[&str]) {
+    for key in keys.iter().filter(|key| !without.contains(&key.name)) {
         if let Some(literal) = key.literal(item) {
             let _ = writeln!(out, "{} = {literal}", key.name);
         }

@@ -110,11 +110,17 @@ impl BufferPool {
     /// many.
     #[inline]
     pub fn reserve(&mut self, n: usize) -> bool {
-        let granted = self.reserved + n <= self.count;
+        let granted = self.can_reserve(n);
         if granted {
             self.reserved += n;
         }
         granted
+    }
+
+    /// Whether so many could be promised now.
+    #[inline]
+    pub fn can_reserve(&self, n: usize) -> bool {
+        self.reserved + n <= self.count
     }
 
     /// Takes back a promise.

@@ -3,7 +3,8 @@
 /// Declares the reasons: name in logs and metrics, status, and the sentence for people.
 macro_rules! reasons {
     ($($variant:ident = $status:literal $name:literal $text:literal,)+) => {
-        /// Why a request was answered by the proxy itself, or a response by a backend was not forwarded.
+        /// Why a request was answered by the proxy itself, a response by a backend was not forwarded, or a connection was
+        /// closed.
         ///
         /// For a request the status goes to the client. A backend that breaks the same rule gives 502.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -87,6 +88,19 @@ reasons! {
     ResponseTimeout = 504 "response_timeout" "The backend did not answer in time.",
     BackendClosed = 502 "backend_closed" "The backend closed the connection without an answer.",
     UpgradeUnexpected = 502 "upgrade_unexpected" "The backend switched protocols without being asked.",
+    // What must come first on a connection, or no connection goes on. Nothing is answered, so no status is sent.
+    ProxyHeaderMissing = 400 "proxy_header_missing" "The connection does not begin with a PROXY protocol header.",
+    ProxyHeaderMalformed = 400 "proxy_header_malformed" "The PROXY protocol header is malformed.",
+    ProxyHeaderTooLong = 400 "proxy_header_too_long" "The PROXY protocol header does not fit into a buffer.",
+    ProxyHeaderTruncated = 400 "proxy_header_truncated" "The connection closed before the end of the PROXY protocol header.",
+    ProxyHeaderTimeout = 408 "proxy_header_timeout" "The PROXY protocol header did not come in time.",
+    TlsMissing = 400 "tls_missing" "The connection does not begin with a TLS ClientHello.",
+    HelloMalformed = 400 "tls_hello_malformed" "The TLS ClientHello is malformed.",
+    HelloTooLong = 400 "tls_hello_too_long" "The TLS ClientHello does not fit into a buffer.",
+    HelloTruncated = 400 "tls_hello_truncated" "The connection closed before the end of the TLS ClientHello.",
+    HelloTimeout = 408 "tls_hello_timeout" "The TLS ClientHello did not come in time.",
+    ServerNameMissing = 421 "tls_server_name_missing" "The TLS ClientHello has no server name.",
+    ServerNameUnknown = 421 "tls_server_name_unknown" "The server name of the TLS ClientHello is not served here.",
     // Bounds and deadlines of our own.
     HeadTimeout = 408 "head_timeout" "The request did not come in time.",
     BodyTimeout = 408 "body_timeout" "The body did not come in time.",

@@ -42,7 +42,7 @@ counters! {
     ClientsActive = "connections_active",
     /// Client connections refused or left waiting because of the limit of connections.
     LimitReached = "connections_limit_reached",
-    /// Client connections that found no buffer left.
+    /// Times a client connection found no buffer left: it was refused, or as a tunnel waited.
     BuffersExhausted = "buffers_exhausted",
     /// Times accept failed other than for want of connections.
     AcceptFailed = "accept_failed",
@@ -74,13 +74,15 @@ counters! {
     BackendUnsolicited = "backend_unsolicited",
     /// Requests sent again because the pooled connection was stale.
     Retries = "retries",
-    /// Requests that ended before their response was whole because the client went.
+    /// Requests that ended before their response was whole, and TCP connections broken off, because the client went.
     AbortsClient = "aborts_client",
-    /// Requests that ended before their response was whole because the backend went.
+    /// Requests that ended before their response was whole, and TCP connections broken off, because the backend went.
     AbortsBackend = "aborts_backend",
-    /// Connections turned into tunnels.
+    /// Connections turned into tunnels, by an upgrade, CONNECT or a TCP listener.
     Tunnels = "tunnels",
-    /// Tunnels open now (gauge).
+    /// Connections to TCP listeners for which a backend was reached.
+    TcpConnections = "tcp_connections",
+    /// Tunnels open now, those of TCP listeners included (gauge).
     TunnelsActive = "tunnels_active",
     /// Bodies forwarded by copying.
     BodiesCopied = "bodies_copied",
@@ -98,7 +100,7 @@ counters! {
     PipesUsed = "pipes_used",
     /// Buffers in use now (gauge).
     BuffersUsed = "buffers_used",
-    /// Deadline: the request's head did not come.
+    /// Deadline: the request's head did not come, or what must come before it.
     TimeoutHead = "timeout_head",
     /// Deadline: no byte of a body moved.
     TimeoutBody = "timeout_body_idle",
@@ -110,6 +112,8 @@ counters! {
     TimeoutKeepAlive = "timeout_keep_alive",
     /// Deadline: an idle tunnel was closed.
     TimeoutTunnel = "timeout_tunnel_idle",
+    /// Deadline: an idle connection of a TCP listener was reset.
+    TimeoutTcp = "timeout_tcp_idle",
     /// Deadline: a closing connection was cut.
     TimeoutLinger = "timeout_linger",
     /// Connections cut at the end of a drain.

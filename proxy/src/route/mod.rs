@@ -63,6 +63,13 @@ struct Scope {
 }
 
 impl Scope {
+    fn is_empty(&self) -> bool {
+        self.exact.is_empty()
+            && self.wildcard.is_empty()
+            && self.any.exact.is_empty()
+            && self.any.prefixes.is_empty()
+    }
+
     fn paths_mut(&mut self, host: Option<&str>) -> &mut Paths {
         match host.map(str::to_ascii_lowercase) {
             None => &mut self.any,
@@ -119,6 +126,12 @@ impl Table {
         number
     }
 
+    /// Whether any route concerns a listener: one of its own, or one of everybody.
+    pub fn has_routes(&self, listener: u32) -> bool {
+        let own = self.scopes.get(listener as usize);
+        own.into_iter().chain([&self.everywhere]).any(|scope| !scope.is_empty())
+    }
+
     /// Finds the route of a request. `host` is as it was sent, without port; `path` without query.
     ///
     /// The order is: exact host, longest wildcard, any host; in each, the listener's own routes, then everybody's. A host that
@@ -170,6 +183,7 @@ mod tests {
         Route {
             listener: listener.map(str::to_owned),
             host: host.map(str::to_owned),
+            sni: None,
             path,
             cluster: String::new(),
             allow_connect: false,

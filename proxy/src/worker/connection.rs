@@ -1,16 +1,18 @@
 //! Connections to backends and their pools.
 
-use std::io;
+use std::io::{self, IoSlice};
 
 use mio::net::TcpStream;
 use mio::{Interest, Token};
 use slab::Slab;
-use underpass_command::state::Settings;
+use underpass_command::state::{SendProxy, Settings};
 
 use super::core::Core;
 use super::event_loop::{Kind, token};
+use super::session::Session;
 use crate::forward::Endpoint;
 use crate::metrics::Counter;
+use crate::proxy_protocol::{Addresses, Header};
 
 /// A connection to a backend.
 pub(super) struct Connection {
@@ -63,6 +65,35 @@ pub(super) fn open(
     core.count(Counter::BackendConnects);
     core.gauge(Counter::BackendsOpen, true);
     Ok(key)
+}
+
+/// Tells a backend who the client is, where its cluster wants to know: before the first byte, in one piece.
+///
+/// # Errors
+/// When the connection did not take it whole.
+pub(super) fn introduce(
+    core: &Core,
+    connection: usize,
+    connections: &mut Connections,
+    session: &Session,
+) -> io::Result<()> {
+    let version = core.clusters[session.exchange.cluster as usize].configured.send_proxy;
+    if version == SendProxy::Off {
+        return Ok(());
+    }
+    let destination = match session.destination {
+        Some(told) => told,
+        None => session.client.stream().local_addr()?,
+    };
+    let Some(header) = Header::new(version, Addresses { source: session.source, destination }) else {
+        return Ok(());
+    };
+    let bytes = header.as_bytes();
+    // The send buffer of a connection that has just been made is empty, and holds more than a header.
+    match connections[connection].endpoint.send(&[IoSlice::new(bytes)])? {
+        sent if sent == bytes.len() => Ok(()),
+        _ => Err(io::ErrorKind::WriteZero.into()),
+    }
 }
 
 /// Closes the idle connection that was used longest ago, of the backend that has most of them. False if there is none.

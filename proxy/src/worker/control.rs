@@ -67,7 +67,14 @@ pub(super) fn apply(core: &mut Core, message: ToWorker, descriptors: Vec<OwnedFd
         ToWorker::AddBackend { cluster, backend } => add_backend(core, &cluster, &backend),
         ToWorker::AddRoute(route) => {
             let cluster = cluster_number(core, &route.cluster)?;
-            core.routes.add(&route, cluster);
+            match &route.sni {
+                None => core.routes.add(&route, cluster),
+                Some(name) => {
+                    let by_name = state::Route { host: Some(name.clone()), ..state::Route::new("") };
+                    let listener = route.listener.clone();
+                    core.server_names.add(&state::Route { listener, ..by_name }, cluster);
+                }
+            }
             Ok(())
         }
         ToWorker::AddListener(listener) => add_listener(core, listener, descriptors),
@@ -130,12 +137,14 @@ fn add_listener(
         .register(&mut socket, token(Kind::Listener, key), Interest::READABLE)
         .map_err(|error| fault(error.to_string()))?;
     let scope = core.routes.scope_of(&name);
+    let names_scope = core.server_names.scope_of(&name);
     let port = port.to_string().into_bytes();
     // Whatever came before the registration is looked for in the first turn.
     core.listeners.push(Listening {
         socket: Some(socket),
         configured,
         scope,
+        names_scope,
         default_cluster,
         port,
         pending: true,

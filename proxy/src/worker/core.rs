@@ -33,6 +33,8 @@ pub(super) struct Listening {
     pub(super) configured: state::Listener,
     /// Number of its own routes in the table.
     pub(super) scope: u32,
+    /// Number of its own routes in the table of server names.
+    pub(super) names_scope: u32,
     pub(super) default_cluster: Option<u32>,
     /// Its port, as `X-Forwarded-Port` tells it.
     pub(super) port: Vec<u8>,
@@ -76,6 +78,8 @@ pub(super) struct Core {
     /// The head that was edited last.
     pub(super) edit: Edit,
     pub(super) routes: Table,
+    /// Routes of TCP listeners by the server name of TLS; every path is `/`.
+    pub(super) server_names: Table,
     pub(super) listeners: Vec<Listening>,
     pub(super) clusters: Vec<Cluster>,
     pub(super) cluster_numbers: HashMap<String, u32>,
@@ -84,6 +88,8 @@ pub(super) struct Core {
     pub(super) log: AccessLog,
     /// Sessions that gave way to others though both their sides were ready.
     pub(super) runnable: VecDeque<usize>,
+    /// Tunnels for whose bytes no buffer was left.
+    pub(super) waiting: VecDeque<usize>,
     pub(super) draining: bool,
     /// The last accept failed for want of something other than connections.
     pub(super) accept_failed: bool,
@@ -123,6 +129,7 @@ impl Core {
             fields: Fields::with_capacity(limits.header_count_max),
             edit: Edit::with_capacity(limits.head_size_max, limits.header_count_max),
             routes: Table::default(),
+            server_names: Table::default(),
             listeners: Vec::new(),
             clusters: Vec::new(),
             cluster_numbers: HashMap::new(),
@@ -130,6 +137,7 @@ impl Core {
             random: Random::new(seed),
             log,
             runnable: VecDeque::with_capacity(sessions),
+            waiting: VecDeque::with_capacity(sessions),
             draining: false,
             accept_failed: false,
             settings,

@@ -7,15 +7,16 @@ use mio::event::Event;
 use mio::net::TcpStream;
 use mio::{Events, Interest, Poll, Token};
 use slab::Slab;
-use underpass_command::state::AtLimit;
+use underpass_command::state::{AtLimit, Protocol, ProxyProtocol};
 use underpass_loader::{WorkerSlot, WorkerState, monotonic_ns};
 
 use super::connection::{self, CONTROL, Connections};
 use super::core::Core;
-use super::session::{OVERFLOW, Phase, Session, Step};
+use super::session::{BUFFERS_PER_TUNNEL, Ending, OVERFLOW, Phase, Session, Step};
 use crate::forward::Endpoint;
+use crate::http1::Reason;
 use crate::ipc::Channel;
-use crate::metrics::Counter;
+use crate::metrics::{Counter, Peer};
 
 /// Events taken from the kernel in one call.
 const EVENTS: usize = 256;
@@ -104,6 +105,7 @@ impl Worker {
             self.run_queued();
             self.accept_pending();
             self.expire();
+            self.run_waiting();
             if let Some(ended) = self.drained() {
                 self.end_turn();
                 self.core.log.close(&self.core.metrics);
@@ -176,6 +178,7 @@ impl Worker {
         if event.is_error() && matches!(session.client.take_error(), Ok(Some(_)) | Err(_)) {
             if session.exchange.active {
                 self.core.count(Counter::AbortsClient);
+                session.exchange.ending = Ending::Client;
             }
             self.end(key, Step::Close);
             return;
@@ -196,6 +199,7 @@ impl Worker {
     pub(super) fn drive(&mut self, key: usize) {
         for _ in 0..STEPS_MAX {
             let step = match self.sessions[key].phase {
+                Phase::Preface => self.preface(key),
                 Phase::Head => self.read_head(key),
                 Phase::Connecting => self.connecting(key),
                 Phase::Exchange => self.exchange(key),
@@ -227,6 +231,18 @@ impl Worker {
             if self.sessions.get_mut(key).is_some_and(|session| std::mem::take(&mut session.queued)) {
                 self.drive(key);
             }
+        }
+    }
+
+    /// Lets the tunnels that wait for buffers go on, in the order they came, as far as there are buffers again.
+    fn run_waiting(&mut self) {
+        for _ in 0..self.core.waiting.len() {
+            if !self.core.buffers.can_reserve(BUFFERS_PER_TUNNEL as usize) {
+                return;
+            }
+            let Some(key) = self.core.waiting.pop_front() else { return };
+            self.sessions[key].waiting = false;
+            self.drive(key);
         }
     }
 
@@ -265,6 +281,9 @@ impl Worker {
             self.core.gauge(Counter::TunnelsActive, false);
         }
         self.core.wheel.clear(key);
+        if session.waiting {
+            self.core.waiting.retain(|other| *other != key);
+        }
         session.client.discard_buffer(&mut self.core.buffers);
         session.give_reservation_back(&mut self.core.buffers);
         if session.overflow {
@@ -335,17 +354,28 @@ impl Worker {
             return;
         }
         let listener = u16::try_from(listener).unwrap_or(u16::MAX);
-        entry.insert(Session::new(Endpoint::new(stream, false, true), listener, peer));
+        let configured = &self.core.listeners[usize::from(listener)].configured;
+        let (protocol, proxy_protocol) = (configured.protocol, configured.proxy_protocol);
+        entry.insert(Session::new(Endpoint::new(stream, false, true), listener, protocol, peer));
         if full {
             self.sessions[key].overflow = true;
             self.overflow += 1;
-            match self.refuse_connection(key, crate::http1::Reason::LimitReached) {
+            if protocol == Protocol::Tcp {
+                self.core.refused(Peer::Client, Reason::LimitReached);
+                self.end(key, Step::Reset);
+                return;
+            }
+            match self.refuse_connection(key, Reason::LimitReached) {
                 step @ (Step::Close | Step::Reset) => self.end(key, step),
                 _ => self.drive(key),
             }
         } else {
             let head_ms = self.core.settings.timeouts.head_ms;
             self.deadline(key, head_ms);
+            if protocol == Protocol::Tcp || proxy_protocol == ProxyProtocol::Require {
+                self.begin_preface(key, proxy_protocol);
+                self.drive(key);
+            }
         }
     }
 
@@ -422,6 +452,7 @@ impl Worker {
         self.core.metrics.add(Counter::DrainCut, cut as u64);
         let keys: Vec<usize> = self.sessions.iter().map(|(key, _)| key).collect();
         for key in keys {
+            self.sessions[key].exchange.ending = Ending::Cut;
             self.end(key, Step::Close);
         }
         self.check_empty();
@@ -436,5 +467,6 @@ impl Worker {
         debug_assert!(self.connections.is_empty(), "connections to backends");
         debug_assert!(core.upstreams.iter().all(|upstream| upstream.active == 0), "requests under way");
         debug_assert_eq!(self.overflow, 0, "connections beyond the limit");
+        debug_assert!(core.waiting.is_empty(), "tunnels that wait for buffers");
     }
 }

@@ -4,7 +4,7 @@ use std::io::{self, Write};
 use std::os::fd::OwnedFd;
 use std::time::SystemTime;
 
-use underpass_command::state::AccessLogFormat;
+use underpass_command::state::{AccessLogFormat, Protocol};
 
 use super::session::Session;
 use crate::metrics::{Block, Counter};
@@ -13,7 +13,8 @@ use crate::metrics::{Block, Counter};
 const PENDING_SIZE_MAX: usize = 64 * 1024;
 /// Longest line; what does not fit is cut off the target and the host.
 const LINE_SIZE_MAX: usize = 2048;
-/// Bytes kept of each request for its line: method, target and host, one after the other.
+/// Bytes kept of each request for its line: method, target and host, one after the other. Of a TCP connection `TCP`, the
+/// name of its listener, and the server name that TLS told.
 const KEPT: usize = 1024;
 
 /// The access log of a worker.
@@ -80,10 +81,13 @@ impl AccessLog {
         let host = &self.kept[at + lengths[0] + lengths[1]..at + lengths.iter().sum::<usize>()];
         self.line.clear();
         let record = Record { session, backend, micros, method, target, host };
+        let json = self.format == AccessLogFormat::Json;
         // Writing into memory cannot fail.
-        let _ = match self.format {
-            AccessLogFormat::Json => record.json(&mut self.line),
-            AccessLogFormat::Text | AccessLogFormat::Off => record.text(&mut self.line),
+        let _ = match session.protocol {
+            Protocol::Http if json => record.json(&mut self.line),
+            Protocol::Http => record.text(&mut self.line),
+            Protocol::Tcp if json => record.tcp_json(&mut self.line),
+            Protocol::Tcp => record.tcp_text(&mut self.line),
         };
         if self.pending.len() + self.line.len() > PENDING_SIZE_MAX {
             metrics.add(Counter::AccessLogDropped, 1);
@@ -196,6 +200,45 @@ impl Record<'_> {
         escaped(out, exchange.id.as_bytes());
         out.extend_from_slice(b"\"}\n");
         Ok(())
+    }
+}
+
+/// The lines of TCP connections. What HTTP has as method is `TCP`, as target the listener, as host the server name.
+impl Record<'_> {
+    fn ending(&self) -> &'static str {
+        let exchange = &self.session.exchange;
+        exchange.reason.map_or(exchange.ending.name(), crate::http1::Reason::name)
+    }
+
+    fn tcp_text(&self, out: &mut Vec<u8>) -> io::Result<()> {
+        let exchange = &self.session.exchange;
+        write!(out, "{} ", humantime::format_rfc3339_millis(SystemTime::now()))?;
+        out.extend_from_slice(self.session.address.as_bytes());
+        out.extend_from_slice(b" \"TCP ");
+        escaped(out, self.target);
+        out.extend_from_slice(b"\" ");
+        escaped(out, if self.host.is_empty() { b"-" } else { self.host });
+        write!(out, " {}/{} {}us ", exchange.bytes_up, exchange.bytes, self.micros)?;
+        out.extend_from_slice(if self.backend.is_empty() { b"-" } else { self.backend });
+        writeln!(out, " {}", self.ending())
+    }
+
+    fn tcp_json(&self, out: &mut Vec<u8>) -> io::Result<()> {
+        let exchange = &self.session.exchange;
+        write!(out, "{{\"time\":\"{}\",\"client\":\"", humantime::format_rfc3339_millis(SystemTime::now()))?;
+        out.extend_from_slice(self.session.address.as_bytes());
+        out.extend_from_slice(b"\",\"protocol\":\"tcp\",\"listener\":\"");
+        escaped(out, self.target);
+        out.extend_from_slice(b"\",\"server_name\":\"");
+        escaped(out, self.host);
+        write!(
+            out,
+            "\",\"bytes_up\":{},\"bytes_down\":{},\"duration_us\":{}",
+            exchange.bytes_up, exchange.bytes, self.micros
+        )?;
+        out.extend_from_slice(b",\"backend\":\"");
+        out.extend_from_slice(self.backend);
+        writeln!(out, "\",\"end\":\"{}\"}}", self.ending())
     }
 }
 

@@ -1,6 +1,7 @@
 //! The data plane: one process, one thread, one event loop, pinned to one core.
 //!
-//! `event_loop` waits and drives; a session goes through the phases of `session::Phase`: `request` brings a head to
+//! `event_loop` waits and drives; a session goes through the phases of `session::Phase`: `preface` reads what may come
+//! first (PROXY protocol, ClientHello), `tcp` brings a TCP connection to a backend, `request` brings a head to
 //! a backend, `response` brings the answer back, `reply` answers where no backend does, `tunnel` passes bytes after an
 //! upgrade. `connection` keeps the connections to backends, `control` obeys the supervisor.
 
@@ -9,6 +10,7 @@ mod control;
 mod core;
 mod event_loop;
 mod log;
+mod preface;
 mod privileges;
 mod random;
 mod reply;
@@ -16,6 +18,7 @@ mod request;
 mod response;
 mod session;
 mod start;
+mod tcp;
 mod tunnel;
 mod wheel;
 

@@ -3,7 +3,7 @@
 use std::io::{self, Read, Write};
 
 use super::event_loop::Worker;
-use super::session::{Exchange, Phase, Step};
+use super::session::{Ending, Exchange, Phase, Step};
 use crate::forward::Flow;
 use crate::http1::{Framing, Method, Reason, Version};
 use crate::metrics::{Counter, Peer};
@@ -92,6 +92,9 @@ impl Answer {
 impl Worker {
     /// Answers a request with a refusal. The connection closes unless the request had no body and broke no rule.
     pub(super) fn refuse(&mut self, key: usize, reason: Reason) -> Step {
+        if self.sessions[key].is_tcp() {
+            return self.break_off(key, reason);
+        }
         let peer = if reason.is_of_backend() { Peer::Backend } else { Peer::Client };
         self.core.refused(peer, reason);
         self.answer(key, Some(reason), reason.status())
@@ -248,6 +251,7 @@ impl Worker {
         let session = &self.sessions[key];
         let exchange = &session.exchange;
         let step = match session.phase {
+            Phase::Preface => self.preface_timed_out(key),
             Phase::Head if session.client.buffer.is_none() => {
                 let idle = session.requests > 0;
                 self.core.count(if idle { Counter::TimeoutKeepAlive } else { Counter::TimeoutHead });
@@ -277,7 +281,9 @@ impl Worker {
                 self.refuse(key, if full { Reason::ResponseTimeout } else { Reason::BodyTimeout })
             }
             Phase::Tunnel => {
-                self.core.count(Counter::TimeoutTunnel);
+                let tcp = session.is_tcp();
+                self.core.count(if tcp { Counter::TimeoutTcp } else { Counter::TimeoutTunnel });
+                self.sessions[key].exchange.ending = Ending::Idle;
                 Step::Close
             }
             Phase::Reply | Phase::Linger => {

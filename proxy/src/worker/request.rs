@@ -29,12 +29,9 @@ impl Worker {
             if !session.client.readable {
                 return self.await_head(key);
             }
-            if !session.reserved {
-                session.reserved = self.core.buffers.reserve(BUFFERS_PER_REQUEST as usize);
-                if !session.reserved {
-                    self.core.count(Counter::BuffersExhausted);
-                    return self.refuse_connection(key, Reason::BuffersExhausted);
-                }
+            if !session.reserve(BUFFERS_PER_REQUEST, &mut self.core.buffers) {
+                self.core.count(Counter::BuffersExhausted);
+                return self.refuse_connection(key, Reason::BuffersExhausted);
             }
             if let Some(buffer) = session.client.buffer.as_mut()
                 && buffer.end == self.core.buffers.size()
@@ -178,6 +175,7 @@ impl Worker {
     /// Chooses a backend and gets a connection to it. `parsed` tells that the fields of this very request are at hand.
     pub(super) fn dispatch(&mut self, key: usize, parsed: bool) -> Step {
         let Self { core, sessions, connections, .. } = self;
+        let tcp = sessions[key].is_tcp();
         let exchange = &mut sessions[key].exchange;
         if let Some(failed) = exchange.upstream.take() {
             core.upstreams[failed as usize].active -= 1;
@@ -196,7 +194,7 @@ impl Worker {
         exchange.attempts += 1;
         core.upstreams[upstream as usize].active += 1;
         // A retry and a tunnel want a connection that is surely fresh.
-        let fresh_only = exchange.attempts > 1 || exchange.head.method == Method::Connect;
+        let fresh_only = tcp || exchange.attempts > 1 || exchange.head.method == Method::Connect;
         while !fresh_only && let Some(connection) = connection::reuse(core, connections, upstream, key) {
             // RFC 9110 section 9.2.2: what is not idempotent must not be sent twice, so a stale connection would cost the
             // client an error. One look avoids nearly all of them. And what the last read or splice may have left in the
@@ -248,6 +246,13 @@ impl Worker {
             (endpoint.readable, endpoint.writable, endpoint.hangup) = (false, false, false);
             return Step::Wait;
         }
+        if connection::introduce(&self.core, connection, &mut self.connections, &self.sessions[key]).is_err()
+        {
+            return self.connect_failed(key, Reason::ConnectFailed);
+        }
+        if self.sessions[key].is_tcp() {
+            return self.open_tcp_tunnel(key);
+        }
         if self.sessions[key].exchange.head.method == Method::Connect {
             return self.open_connect_tunnel(key);
         }
@@ -258,9 +263,11 @@ impl Worker {
     pub(super) fn connect_failed(&mut self, key: usize, reason: Reason) -> Step {
         self.core.count(Counter::BackendConnectsFailed);
         self.close_backend(key);
-        let exchange = &self.sessions[key].exchange;
+        let session = &self.sessions[key];
+        let exchange = &session.exchange;
         let others = self.core.clusters[exchange.cluster as usize].upstreams.len() > 1;
-        if others && usize::from(exchange.attempts) < ATTEMPTS_MAX && self.is_held(key) {
+        let unsent = session.is_tcp() || self.is_held(key);
+        if others && usize::from(exchange.attempts) < ATTEMPTS_MAX && unsent {
             return self.dispatch(key, false);
         }
         self.refuse(key, reason)

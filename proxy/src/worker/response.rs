@@ -1,5 +1,7 @@
 //! The way back: the rest of the request's body, the response's head and body, and what becomes of both connections.
 
+use underpass_command::state::{Protocol, SendProxy};
+
 use super::connection;
 use super::event_loop::Worker;
 use super::session::{Phase, Step};
@@ -302,7 +304,9 @@ impl Worker {
                 && exchange.response.ledger.is_settled()
                 && exchange.response.is_flushed()
                 && exchange.response_keep_alive
-                && session.phase != Phase::Tunnel;
+                && session.phase != Phase::Tunnel
+                // It has told this client's address.
+                && core.clusters[exchange.cluster as usize].configured.send_proxy == SendProxy::Off;
             if reusable {
                 connection::retire(core, connections, connection);
             } else {
@@ -318,9 +322,12 @@ impl Worker {
         }
         exchange.active = false;
         exchange.bytes += exchange.response.moved();
+        exchange.bytes_up += exchange.request.moved();
         exchange.request.finish(&mut core.tools());
         exchange.response.finish(&mut core.tools());
-        core.gauge(Counter::RequestsActive, false);
+        if session.protocol == Protocol::Http {
+            core.gauge(Counter::RequestsActive, false);
+        }
         let upstream = exchange.upstream.take();
         if let Some(upstream) = upstream {
             core.upstreams[upstream as usize].active -= 1;

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 use std::net::{IpAddr, SocketAddr};
 
-use underpass_command::state::{RedirectMode, Settings};
+use underpass_command::state::{Protocol, RedirectMode, Settings};
 
 use super::random::RequestName;
 use crate::forward::{BufferPool, Endpoint, Flow, Ledger, TrailerLimits};
@@ -12,6 +12,8 @@ use crate::http1::{Framing, Method, Reason, RequestHead, Span, Target, Version};
 /// Buffers that one request can need at once: what came from the client, what came from the backend, and an edited head
 /// on the way to each.
 pub(super) const BUFFERS_PER_REQUEST: u32 = 4;
+/// Buffers that a tunnel can need at once: one for each direction.
+pub(super) const BUFFERS_PER_TUNNEL: u32 = 2;
 /// Backends tried for one request before the client is told.
 pub(super) const ATTEMPTS_MAX: usize = 3;
 /// Sessions beyond the limit of connections, which only tell a client that it came too late.
@@ -20,6 +22,8 @@ pub(super) const OVERFLOW: usize = 128;
 /// What a session waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Phase {
+    /// What must come before anything else: a PROXY protocol header, or the ClientHello that routes are chosen by.
+    Preface,
     /// The head of a request.
     Head,
     /// A connection to the backend.
@@ -47,6 +51,34 @@ pub(super) enum Step {
     Close,
     /// The connection must end with a reset, so that the client does not take what it has for the whole.
     Reset,
+}
+
+/// How a connection to a TCP listener ended, for its line in the access log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Ending {
+    /// Both sides have closed in order.
+    Closed,
+    /// The client reset it, or went before a backend was reached.
+    Client,
+    /// The backend reset it.
+    Backend,
+    /// Nothing moved for too long.
+    Idle,
+    /// The end of a drain cut it.
+    Cut,
+}
+
+impl Ending {
+    /// Its name in the access log.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Closed => "closed",
+            Self::Client => "client_aborted",
+            Self::Backend => "backend_aborted",
+            Self::Idle => "idle",
+            Self::Cut => "drain_cut",
+        }
+    }
 }
 
 /// An IP address as text, made once for each connection.
@@ -84,8 +116,16 @@ impl std::fmt::Write for AddressText {
 pub(super) struct Session {
     pub(super) client: Endpoint,
     pub(super) listener: u16,
+    pub(super) protocol: Protocol,
     pub(super) phase: Phase,
+    /// Where the client is, as its connection or the PROXY protocol tells.
+    pub(super) source: SocketAddr,
+    /// Where the client connected to, as the PROXY protocol tells.
+    pub(super) destination: Option<SocketAddr>,
+    /// The IP address of `source`.
     pub(super) address: AddressText,
+    /// A PROXY protocol header must still come.
+    pub(super) proxy_header_due: bool,
     /// Requests begun on this connection.
     pub(super) requests: u32,
     /// Key of the connection to the backend.
@@ -93,8 +133,10 @@ pub(super) struct Session {
     pub(super) exchange: Exchange,
     /// It came beyond the limit of connections, and is only told so.
     pub(super) overflow: bool,
-    /// Whether buffers are reserved for it.
-    pub(super) reserved: bool,
+    /// How many buffers are reserved for it.
+    reserved: u32,
+    /// Whether it stands in the list of tunnels that wait for buffers.
+    pub(super) waiting: bool,
     /// Whether it stands in the list of runnable sessions.
     pub(super) queued: bool,
     /// Bytes of the head that have been parsed in vain.
@@ -106,17 +148,22 @@ pub(super) struct Session {
 }
 
 impl Session {
-    pub(super) fn new(client: Endpoint, listener: u16, peer: SocketAddr) -> Self {
+    pub(super) fn new(client: Endpoint, listener: u16, protocol: Protocol, peer: SocketAddr) -> Self {
         Self {
             client,
             listener,
+            protocol,
             phase: Phase::Head,
+            source: peer,
+            destination: None,
             address: AddressText::new(peer.ip()),
+            proxy_header_due: false,
             requests: 0,
             backend: None,
             exchange: Exchange::none(),
             overflow: false,
-            reserved: false,
+            reserved: 0,
+            waiting: false,
             queued: false,
             parsed: 0,
             first_byte_us: 0,
@@ -124,11 +171,28 @@ impl Session {
         }
     }
 
+    /// Whether what came from this client is passed on as it is.
+    pub(super) fn is_tcp(&self) -> bool {
+        self.protocol == Protocol::Tcp
+    }
+
+    /// Has buffers promised, unless some are already; false when there are not so many.
+    #[inline]
+    pub(super) fn reserve(&mut self, count: u32, buffers: &mut BufferPool) -> bool {
+        if self.reserved == 0 && buffers.reserve(count as usize) {
+            self.reserved = count;
+        }
+        self.reserved > 0
+    }
+
+    /// Whether buffers are promised to it.
+    pub(super) fn has_reservation(&self) -> bool {
+        self.reserved > 0
+    }
+
     /// Takes back the promise of buffers, of which none may be in use any more.
     pub(super) fn give_reservation_back(&mut self, buffers: &mut BufferPool) {
-        if std::mem::take(&mut self.reserved) {
-            buffers.unreserve(BUFFERS_PER_REQUEST as usize);
-        }
+        buffers.unreserve(std::mem::take(&mut self.reserved) as usize);
     }
 }
 
@@ -176,6 +240,10 @@ pub(super) struct Exchange {
     pub(super) reason: Option<Reason>,
     /// Body bytes sent to the client.
     pub(super) bytes: u64,
+    /// Bytes of a TCP connection sent to the backend.
+    pub(super) bytes_up: u64,
+    /// How a TCP connection ended.
+    pub(super) ending: Ending,
 }
 
 impl Exchange {
@@ -220,6 +288,8 @@ impl Exchange {
             status: 0,
             reason: None,
             bytes: 0,
+            bytes_up: 0,
+            ending: Ending::Closed,
         }
     }
 

@@ -1,7 +1,7 @@
 //! Tunnels: after 101 (RFC 9110 section 7.8) and after CONNECT (section 9.3.6) bytes pass both ways as they are.
 
 use super::event_loop::Worker;
-use super::session::{Phase, Step};
+use super::session::{Ending, Phase, Step};
 use crate::forward::{Broken, Flow, Ledger, Progress, Tools};
 use crate::http1::Framing;
 use crate::metrics::Counter;
@@ -39,20 +39,32 @@ impl Worker {
         self.begin_tunnel(key)
     }
 
-    fn begin_tunnel(&mut self, key: usize) -> Step {
+    pub(super) fn begin_tunnel(&mut self, key: usize) -> Step {
         self.core.count(Counter::Tunnels);
         self.core.gauge(Counter::TunnelsActive, true);
         let session = &mut self.sessions[key];
         session.phase = Phase::Tunnel;
         session.exchange.close = true;
         (session.exchange.request_done, session.exchange.request_broken) = (false, false);
-        let tunnel_idle_ms = self.core.settings.timeouts.tunnel_idle_ms;
-        self.deadline(key, tunnel_idle_ms);
+        self.renew_tunnel_deadline(key);
         Step::Again
     }
 
+    fn renew_tunnel_deadline(&mut self, key: usize) {
+        let timeouts = &self.core.settings.timeouts;
+        let tcp = self.sessions[key].is_tcp();
+        let idle_ms = if tcp { timeouts.tcp_idle_ms } else { timeouts.tunnel_idle_ms };
+        self.deadline(key, idle_ms);
+    }
+
     /// Moves what can be moved both ways. Each side's end is passed on when its bytes have been (half-close).
+    ///
+    /// While nothing is under way a tunnel holds no buffer and no promise of one; so there may be as many idle tunnels as
+    /// connections, however few the buffers are.
     pub(super) fn tunnel(&mut self, key: usize) -> Step {
+        if !self.sessions[key].has_reservation() && (!self.has_news(key) || !self.reserve_for_tunnel(key)) {
+            return Step::Wait;
+        }
         let Self { core, sessions, connections, .. } = self;
         let session = &mut sessions[key];
         let Some(connection) = session.backend else { return Step::Close };
@@ -71,7 +83,9 @@ impl Worker {
                 continue;
             }
             match flow.pump(source, sink, &mut tools) {
-                Ok(Progress::Done) if !upward && exchange.backend_reset => return Step::Reset,
+                Ok(Progress::Done) if !upward && exchange.backend_reset => {
+                    return self.tunnel_broken(key, Ending::Backend);
+                }
                 Ok(Progress::Done) => sink.shutdown_write(),
                 Ok(Progress::Yielded) => yielded = true,
                 Ok(Progress::Starved | Progress::Blocked) => {}
@@ -79,8 +93,13 @@ impl Worker {
                     // What the backend said before it went is still to be delivered.
                     exchange.break_request(&error);
                     sink.readable = true;
+                    exchange.bytes_up += exchange.request.moved();
+                    exchange.request.finish(&mut tools);
+                    session.client.discard_buffer(tools.buffers);
                 }
-                Err(_) => return Step::Reset,
+                Err(Broken::Sink(_)) => return self.tunnel_broken(key, Ending::Client),
+                Err(_) if upward => return self.tunnel_broken(key, Ending::Client),
+                Err(_) => return self.tunnel_broken(key, Ending::Backend),
             }
         }
         if (is_done(&exchange.request) || exchange.request_broken) && is_done(&exchange.response) {
@@ -88,10 +107,51 @@ impl Worker {
             return Step::Close;
         }
         if exchange.request.moved() + exchange.response.moved() != before {
-            let tunnel_idle_ms = core.settings.timeouts.tunnel_idle_ms;
-            self.deadline(key, tunnel_idle_ms);
+            self.renew_tunnel_deadline(key);
         }
-        if yielded { Step::Yield } else { Step::Wait }
+        if yielded {
+            return Step::Yield;
+        }
+        self.rest_tunnel(key);
+        Step::Wait
+    }
+
+    /// Whether either side has something to say that is to be passed on.
+    fn has_news(&self, key: usize) -> bool {
+        let session = &self.sessions[key];
+        let exchange = &session.exchange;
+        let backend = session.backend.and_then(|connection| self.connections.get(connection));
+        let upward = session.client.readable && !is_done(&exchange.request) && !exchange.request_broken;
+        let downward =
+            backend.is_some_and(|backend| backend.endpoint.readable) && !is_done(&exchange.response);
+        upward || downward
+    }
+
+    /// Gives back the promise of buffers where nothing is under way.
+    fn rest_tunnel(&mut self, key: usize) {
+        let Self { core, sessions, connections, .. } = self;
+        let session = &mut sessions[key];
+        let Some(connection) = session.backend else { return };
+        let backend = &connections[connection].endpoint;
+        let exchange = &session.exchange;
+        let quiet = session.client.buffer.is_none()
+            && backend.buffer.is_none()
+            && exchange.request.is_flushed()
+            && exchange.response.is_flushed();
+        if quiet {
+            session.give_reservation_back(&mut core.buffers);
+        }
+    }
+
+    /// One side of a tunnel has gone without an end in order: so must the other.
+    fn tunnel_broken(&mut self, key: usize, by: Ending) -> Step {
+        let session = &mut self.sessions[key];
+        session.exchange.ending = by;
+        if session.is_tcp() {
+            let client = by == Ending::Client;
+            self.core.count(if client { Counter::AbortsClient } else { Counter::AbortsBackend });
+        }
+        Step::Reset
     }
 }
 

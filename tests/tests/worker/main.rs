@@ -7,5 +7,6 @@ mod heads;
 mod limits;
 mod pool;
 mod soak;
+mod tcp;
 mod timeouts;
 mod tunnels;

@@ -27,6 +27,7 @@ fn patient() -> Timeouts {
         keep_alive_ms: far,
         backend_keep_alive_ms: far,
         tunnel_idle_ms: far,
+        tcp_idle_ms: far,
         linger_ms: far,
         drain_ms: far,
     }

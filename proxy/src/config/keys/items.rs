@@ -1,7 +1,8 @@
 //! Keys of listeners, clusters, backends and routes.
 
 use underpass_command::state::{
-    AtLimit, Backend, Balance, Cluster, ForwardedFields, Listener, PathMatch, RequestId, Route,
+    AtLimit, Backend, Balance, Cluster, ForwardedFields, Listener, PathMatch, Protocol, ProxyProtocol,
+    RequestId, Route, SendProxy,
 };
 
 use super::redirect_modes;
@@ -12,12 +13,27 @@ use crate::config::table::{Access, Key, Need};
 pub(in crate::config) static LISTENER: &[Key<Listener>] = &[
     text!("name", name, Need::Required("web"), Syntax::Name, "Unique among listeners."),
     address!("0.0.0.0:8080", Syntax::ListenAddress, "Address to listen on. Unique among listeners."),
+    choice!(
+        "protocol",
+        protocol,
+        Protocol,
+        "What is spoken: http, or tcp for anything, which passes both ways as it is. A tcp listener needs default_cluster \
+         or routes with sni, and takes none of x_forwarded, forwarded and request_id."
+    ),
+    choice!(
+        "proxy_protocol",
+        proxy_protocol,
+        ProxyProtocol,
+        "Whether each connection begins with a PROXY protocol header, version 1 or 2, whose source address is the \
+         client's from then on. require closes connections that have none; anybody who can connect can claim any address, \
+         so only trusted peers should be able to."
+    ),
     optional_text!(
         "default_cluster",
         default_cluster,
         "app",
         Syntax::Name,
-        "Cluster of the requests that no route matches. Without it they are refused."
+        "Cluster of the requests or tcp connections that no route matches. Without it they are refused."
     ),
     redirect_override!("Overrides the process's redirect mode."),
     choice!(
@@ -38,9 +54,15 @@ pub(in crate::config) static LISTENER: &[Key<Listener>] = &[
         "at_limit",
         at_limit,
         AtLimit,
-        "Connections beyond limits.connections: refuse answers them with 503, wait leaves them in the accept queue."
+        "Connections beyond limits.connections: refuse answers them with 503, or resets those of a tcp listener; wait \
+         leaves them in the accept queue."
     ),
 ];
+
+/// Keys of `[[listener]]` that mean nothing where `protocol` is `tcp`.
+pub(in crate::config) const LISTENER_HTTP_ONLY: [&str; 3] = ["x_forwarded", "forwarded", "request_id"];
+/// Keys of `[[route]]` that mean nothing beside `sni`.
+pub(in crate::config) const ROUTE_HTTP_ONLY: [&str; 4] = ["host", "path", "path_prefix", "allow_connect"];
 
 /// Keys of `[[cluster]]`.
 pub(in crate::config) static CLUSTER: &[Key<Cluster>] = &[
@@ -58,6 +80,13 @@ pub(in crate::config) static CLUSTER: &[Key<Cluster>] = &[
         chunked_requests,
         "Whether request bodies of unknown length may be sent to these backends; otherwise 411."
     ),
+    choice!(
+        "send_proxy",
+        send_proxy,
+        SendProxy,
+        "Whether each connection to these backends begins with a PROXY protocol header of this version, which tells the \
+         client's address. Connections are not shared between clients then, so requests find none in the pool."
+    ),
 ];
 
 /// Keys of `[[cluster.backend]]`.
@@ -71,8 +100,22 @@ pub(in crate::config) static ROUTE: &[Key<Route>] = &[
         listener,
         "web",
         Syntax::Name,
-        "Only for requests that came in by this listener. Without it: by any."
+        "Only for requests or connections that came in by this listener. Without it: by any."
     ),
+    Key {
+        name: "sni",
+        doc: "For tcp listeners: only for connections whose TLS ClientHello names this server, or with *. in front for \
+              every name below it. TLS passes untouched. Excludes host, path, path_prefix and allow_connect.",
+        need: Need::Optional("*.example.com"),
+        access: Access::Text {
+            syntax: Syntax::ServerName,
+            get: |route| route.sni.clone(),
+            set: |route, text| {
+                route.sni = Some(text.to_ascii_lowercase());
+                Ok(())
+            },
+        },
+    },
     Key {
         name: "host",
         doc: "Only for this host, or with *. in front for every name below it. Without it: for every host.",
@@ -120,7 +163,13 @@ pub(in crate::config) static ROUTE: &[Key<Route>] = &[
             },
         },
     },
-    text!("cluster", cluster, Need::Required("app"), Syntax::Name, "Cluster that serves the requests."),
+    text!(
+        "cluster",
+        cluster,
+        Need::Required("app"),
+        Syntax::Name,
+        "Cluster that serves the requests or connections."
+    ),
     boolean!(
         "allow_connect",
         allow_connect,

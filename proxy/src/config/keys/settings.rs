@@ -187,7 +187,8 @@ pub(in crate::config) static TIMEOUTS: &[Key<Settings>] = &[
     timeout!(
         "head_ms",
         head_ms,
-        "Longest time from the first byte of a request (or from accept) to the end of its head; then 408."
+        "Longest time from the first byte of a request (or from accept) to the end of its head; then 408. Also from accept \
+         to the end of a PROXY protocol header and of the ClientHello that routes with sni need."
     ),
     timeout!(
         "body_idle_ms",
@@ -214,6 +215,12 @@ pub(in crate::config) static TIMEOUTS: &[Key<Settings>] = &[
         "tunnel_idle_ms",
         tunnel_idle_ms,
         "Longest time without a byte in either direction of a tunnel."
+    ),
+    timeout!(
+        "tcp_idle_ms",
+        tcp_idle_ms,
+        "Longest time without a byte passed on in either direction of a connection to a tcp listener; then both sides \
+         are reset."
     ),
     timeout!(
         "linger_ms",

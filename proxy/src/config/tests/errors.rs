@@ -448,3 +448,20 @@ fn a_file_is_read() {
     let (state, warnings) = load_with_warnings(file.path()).expect("valid");
     assert_eq!((state.settings.workers, state.listeners[0].name.as_str(), warnings), (3, "web", Vec::new()));
 }
+
+/// A file says more than a state: a default that means nothing is refused too.
+#[test]
+fn keys_for_http_where_http_is_not_spoken() {
+    let items =
+        ITEMS.replace("default_cluster", "protocol = \"tcp\"\nx_forwarded = \"append\"\ndefault_cluster");
+    let nothing = "means nothing where protocol is \"tcp\"; remove it";
+    assert_eq!(said(&items), [format!("u.toml:6:15: listener \"web\": x_forwarded \"append\": {nothing}")]);
+    let items = items.replace("x_forwarded = \"append\"\n", "");
+    let route = "[[route]]\nsni = \"A.example\"\npath_prefix = \"/\"\ncluster = \"app\"\n";
+    let nothing = "means nothing beside sni: inside TLS nobody sees it; remove it, or sni";
+    assert_eq!(
+        said(&format!("{items}{route}")),
+        [format!("u.toml:13:15: route 1: path_prefix \"/\": {nothing}")]
+    );
+    assert_eq!(said(&format!("{items}{}", route.replace("path_prefix = \"/\"\n", ""))), Vec::<String>::new());
+}

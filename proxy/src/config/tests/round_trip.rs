@@ -10,7 +10,8 @@ use proptest::sample::select;
 use proptest::test_runner::RngSeed;
 use underpass_command::state::{
     AccessLogFormat, AtLimit, Backend, Balance, Cluster, ForwardedFields, Limits, Listener, Log, PathMatch,
-    RedirectMode, RequestId, Route, Settings, State, SteeringPolicy, Timeouts,
+    Protocol, ProxyProtocol, RedirectMode, RequestId, Route, SendProxy, Settings, State, SteeringPolicy,
+    Timeouts,
 };
 
 use crate::config::{Problem, Severity, parse, to_toml, validate};
@@ -42,7 +43,7 @@ fn limits() -> impl Strategy<Value = Limits> {
 }
 
 fn timeouts() -> impl Strategy<Value = Timeouts> {
-    vec(1..=2_592_000_000_u64, 9).prop_map(|ms| Timeouts {
+    vec(1..=2_592_000_000_u64, 10).prop_map(|ms| Timeouts {
         head_ms: ms[0],
         body_idle_ms: ms[1],
         connect_ms: ms[2],
@@ -52,6 +53,7 @@ fn timeouts() -> impl Strategy<Value = Timeouts> {
         tunnel_idle_ms: ms[6],
         linger_ms: ms[7],
         drain_ms: ms[8],
+        tcp_idle_ms: ms[9],
     })
 }
 
@@ -104,19 +106,25 @@ fn listener() -> impl Strategy<Value = Listener> {
         select(ForwardedFields::ALL),
         select(RequestId::ALL),
         select(AtLimit::ALL),
+        select(Protocol::ALL),
+        select(ProxyProtocol::ALL),
     );
     // Below the ports of the backends, so that no listener is a backend.
     let address = (ip(), 0..10_000_u16).prop_map(|(ip, port)| SocketAddr::new(ip, port));
     (name(), address, option::of(select(RedirectMode::ALL)), modes).prop_map(
-        |(name, address, redirect, modes)| Listener {
-            name,
-            address,
-            default_cluster: None,
-            redirect,
-            x_forwarded: modes.0,
-            forwarded: modes.1,
-            request_id: modes.2,
-            at_limit: modes.3,
+        |(name, address, redirect, modes)| {
+            let any = Listener {
+                redirect,
+                at_limit: modes.3,
+                proxy_protocol: modes.5,
+                ..Listener::new(name, address)
+            };
+            match modes.4 {
+                Protocol::Http => {
+                    Listener { x_forwarded: modes.0, forwarded: modes.1, request_id: modes.2, ..any }
+                }
+                protocol @ Protocol::Tcp => Listener { protocol, ..any },
+            }
         },
     )
 }
@@ -124,14 +132,17 @@ fn listener() -> impl Strategy<Value = Listener> {
 fn cluster() -> impl Strategy<Value = Cluster> {
     let backend =
         (ip(), 10_000..=u16::MAX).prop_map(|(ip, port)| Backend { address: SocketAddr::new(ip, port) });
-    (name(), select(Balance::ALL), option::of(select(RedirectMode::ALL)), any::<bool>(), vec(backend, 0..4))
-        .prop_map(|(name, balance, redirect, chunked_requests, backends)| Cluster {
+    let choices = (select(Balance::ALL), option::of(select(RedirectMode::ALL)), select(SendProxy::ALL));
+    (name(), choices, any::<bool>(), vec(backend, 0..4)).prop_map(
+        |(name, (balance, redirect, send_proxy), chunked_requests, backends)| Cluster {
             name,
             balance,
             redirect,
             chunked_requests,
+            send_proxy,
             backends,
-        })
+        },
+    )
 }
 
 /// A route, and which listener and cluster it takes, as indexes.
@@ -142,13 +153,15 @@ fn route() -> impl Strategy<Value = (Route, Option<prop::sample::Index>, prop::s
         true => PathMatch::Exact(path),
         false => PathMatch::Prefix(path),
     });
-    let route = (host, path, any::<bool>()).prop_map(|(host, path, allow_connect)| Route {
-        listener: None,
+    let http = (host, path, any::<bool>()).prop_map(|(host, path, allow_connect)| Route {
         host,
         path,
-        cluster: String::new(),
         allow_connect,
+        ..Route::new("")
     });
+    let name = "(\\*\\.)?[a-z][a-z0-9_]{0,7}(\\.[a-z][a-z0-9_]{0,7}){0,3}";
+    let tcp = name.prop_map(|name| Route { sni: Some(name), ..Route::new("") });
+    let route = prop_oneof![http, tcp];
     (route, option::of(any::<prop::sample::Index>()), any::<prop::sample::Index>())
 }
 
@@ -160,13 +173,19 @@ prop_compose! {
         routes in vec(route(), 0..6),
     ) -> State {
         for (listener, default_cluster) in &mut listeners {
-            listener.default_cluster = default_cluster.map(|index| index.get(&clusters).name.clone());
+            let first = (listener.protocol == Protocol::Tcp).then(|| clusters[0].name.clone());
+            listener.default_cluster = default_cluster.map(|index| index.get(&clusters).name.clone()).or(first);
         }
         let listeners: Vec<_> = listeners.into_iter().map(|(listener, _)| listener).collect();
-        let routes = routes.into_iter().map(|(route, listener, cluster)| Route {
-            listener: listener.filter(|_| !listeners.is_empty()).map(|index| index.get(&listeners).name.clone()),
-            cluster: cluster.get(&clusters).name.clone(),
-            ..route
+        let routes = routes.into_iter().filter_map(|(route, listener, cluster)| {
+            let protocol = if route.sni.is_some() { Protocol::Tcp } else { Protocol::Http };
+            let fit: Vec<_> = listeners.iter().filter(|listener| listener.protocol == protocol).collect();
+            // A route by server name needs a listener that sees it.
+            (protocol == Protocol::Http || !fit.is_empty()).then(|| Route {
+                listener: listener.filter(|_| !fit.is_empty()).map(|index| index.get(&fit).name.clone()),
+                cluster: cluster.get(&clusters).name.clone(),
+                ..route
+            })
         });
         State { settings, routes: routes.collect(), listeners, clusters }
     }
@@ -193,7 +212,7 @@ proptest! {
             }
             // What is drawn is valid by itself, but may be there twice.
             Err(refused) => {
-                let reasons = ["already", "the same listener, host and path"];
+                let reasons = ["already", "the same listener"];
                 let expected = |problem: &Problem| reasons.iter().any(|reason| problem.reason.contains(reason));
                 prop_assert!(!errors.is_empty() && errors.iter().all(expected), "{refused}\n{text}");
             }

@@ -1,6 +1,8 @@
 //! What a state is refused for, or warned of, also when it comes from elsewhere than a file.
 
-use underpass_command::state::{Backend, Cluster, Listener, RedirectMode, Route, State};
+use underpass_command::state::{
+    Backend, Cluster, ForwardedFields, Listener, PathMatch, Protocol, RedirectMode, RequestId, Route, State,
+};
 
 use crate::config::{Place, Severity, validate};
 
@@ -64,13 +66,14 @@ fn every_timeout_of_zero_is_refused() {
             &mut timeouts.keep_alive_ms,
             &mut timeouts.backend_keep_alive_ms,
             &mut timeouts.tunnel_idle_ms,
+            &mut timeouts.tcp_idle_ms,
             &mut timeouts.linger_ms,
             &mut timeouts.drain_ms,
         ] {
             *timeout = 0;
         }
     });
-    assert_eq!(found.len(), 9);
+    assert_eq!(found.len(), 10);
     assert!(found.iter().all(|problem| problem.contains("_ms 0: below 1; ")), "{found:?}");
 }
 
@@ -212,7 +215,7 @@ fn what_has_no_effect_is_warned_of() {
 fn an_asterisk_in_a_path_is_warned_of() {
     let found = problems(|state| {
         let mut route = Route::new("app");
-        route.path = underpass_command::state::PathMatch::Prefix("/api/*".into());
+        route.path = PathMatch::Prefix("/api/*".into());
         state.routes.push(route);
     });
     let expected = "warning: route 1: path_prefix \"/api/*\": the asterisk stands for itself; a path_prefix without \
@@ -229,4 +232,97 @@ fn port_zero_may_be_listened_on_more_than_once() {
         state.listeners.push(other);
     });
     assert_eq!(found, NONE);
+}
+
+/// The valid state, its listener speaking TCP.
+fn tcp(state: &mut State) {
+    state.listeners[0].protocol = Protocol::Tcp;
+}
+
+fn by_name(name: &str) -> Route {
+    Route { sni: Some(name.into()), ..Route::new("app") }
+}
+
+#[test]
+fn a_tcp_listener_leads_somewhere_and_takes_nothing_of_http() {
+    assert_eq!(problems(tcp), NONE);
+    let found = problems(|state| {
+        tcp(state);
+        state.listeners[0].default_cluster = None;
+        state.listeners[0].x_forwarded = ForwardedFields::Replace;
+        state.listeners[0].forwarded = ForwardedFields::Append;
+        state.listeners[0].request_id = RequestId::Off;
+        state.routes.push(Route { listener: Some("web".into()), ..Route::new("app") });
+    });
+    let expected = [
+        "listener \"web\": default_cluster: missing, and no route with sni leads from this tcp listener; add it, as \
+         default_cluster = \"app\"",
+        "listener \"web\": forwarded \"append\": means nothing where protocol is \"tcp\"; remove it",
+        "listener \"web\": request_id \"off\": means nothing where protocol is \"tcp\"; remove it",
+        "listener \"web\": x_forwarded \"replace\": means nothing where protocol is \"tcp\"; remove it",
+        "route 1: listener \"web\": a tcp listener, whose routes select by sni; add sni, or use the listener's \
+         default_cluster",
+    ];
+    assert_eq!(found, expected);
+}
+
+#[test]
+fn routes_by_server_name() {
+    for listener in [None, Some("web".to_owned())] {
+        let valid = problems(|state| {
+            tcp(state);
+            state.listeners[0].default_cluster = None;
+            state.routes.push(Route { listener: listener.clone(), ..by_name("*.example.com") });
+        });
+        assert_eq!(valid, NONE);
+    }
+    let found = problems(|state| {
+        tcp(state);
+        state.routes.push(Route { host: Some("a".into()), allow_connect: true, ..by_name("a.example") });
+        state.routes.push(Route { path: PathMatch::Exact("/".into()), ..by_name("b.example") });
+        state.routes.push(Route { path: PathMatch::Prefix("/x".into()), ..by_name("c.example") });
+        state.routes.push(by_name("c.example"));
+        state.routes.push(by_name("C.example"));
+        state.routes.push(by_name("192.0.2.1"));
+    });
+    let nothing = "means nothing beside sni: inside TLS nobody sees it; remove it, or sni";
+    let address = "TLS clients send no server name for an IP address; leave the route out: such connections go to \
+                   default_cluster";
+    let expected = [
+        format!("route 1: allow_connect true: {nothing}"),
+        format!("route 1: host \"a\": {nothing}"),
+        format!("route 2: path \"/\": {nothing}"),
+        format!("route 3: path_prefix \"/x\": {nothing}"),
+        "route 5: the same listener and sni as route 4; remove one of them".to_owned(),
+        format!("route 6: sni \"192.0.2.1\": {address}"),
+    ];
+    assert_eq!(found, expected);
+}
+
+#[test]
+fn only_tcp_listeners_see_server_names() {
+    let found = problems(|state| state.routes.push(by_name("a.example")));
+    assert_eq!(
+        found,
+        ["route 1: sni \"a.example\": no listener has protocol = \"tcp\"; add one, or use host"]
+    );
+    let found =
+        problems(|state| state.routes.push(Route { listener: Some("web".into()), ..by_name("a.example") }));
+    assert_eq!(
+        found,
+        [
+            "route 1: sni \"a.example\": listener \"web\" speaks http, and sni is seen by tcp listeners; name a listener \
+          with protocol = \"tcp\", or use host"
+        ]
+    );
+}
+
+#[test]
+fn a_tcp_listener_whose_backend_it_is_itself() {
+    let found = problems(|state| {
+        tcp(state);
+        state.listeners[0].address = address("127.0.0.1:9000");
+    });
+    assert_eq!(found.len(), 1);
+    assert!(found[0].contains("round in a circle"), "{found:?}");
 }
