@@ -15,7 +15,7 @@ use tally::{Tally, Verdict};
 use crate::tools::{Tool, cargo, ensure, is_root};
 
 /// The cargo profile that tests and the proxy under test are built in: optimised, assertions on.
-const PROFILE: &str = "checked";
+pub(crate) const PROFILE: &str = "checked";
 
 /// What the end-to-end tests start.
 const TOOLS: &[Tool] = &[

@@ -81,7 +81,12 @@ impl Guest {
 
     /// Runs a command of the guest's shell; its status and what it printed.
     pub(super) fn try_run(&mut self, command: &str) -> Result<(i32, String)> {
-        let (status, output) = self.exchange(command)?;
+        self.try_run_within(command, COMMAND_PATIENCE)
+    }
+
+    /// As [`Guest::try_run`], for a command that takes long.
+    pub(super) fn try_run_within(&mut self, command: &str, patience: Duration) -> Result<(i32, String)> {
+        let (status, output) = self.exchange(command, patience)?;
         // Writing into memory cannot fail.
         let _ = writeln!(self.transcript, "# {command}\n{output}");
         Ok((status, output))
@@ -89,16 +94,16 @@ impl Guest {
 
     /// As [`Guest::run`], but for answers that only a program wants to read: they are left out of the transcript.
     pub(super) fn query(&mut self, command: &str) -> Result<String> {
-        let (status, output) = self.exchange(command)?;
+        let (status, output) = self.exchange(command, COMMAND_PATIENCE)?;
         ensure!(status == 0, "guest: {command}: status {status}: {}", output.trim_end());
         Ok(output)
     }
 
-    fn exchange(&mut self, command: &str) -> Result<(i32, String)> {
+    fn exchange(&mut self, command: &str, patience: Duration) -> Result<(i32, String)> {
         ensure!(!command.contains('\n'), "a command is one line");
         self.number += 1;
         let (begin, end) = (format!("@@begin {}", self.number), format!("@@end {} ", self.number));
-        let deadline = Instant::now() + COMMAND_PATIENCE;
+        let deadline = Instant::now() + patience;
         writeln!(self.commands, "{} {command}", self.number).context("the guest takes no commands")?;
         let context = || format!("guest: {command}");
         self.lines_until(deadline, |line| line == begin).with_context(context)?;

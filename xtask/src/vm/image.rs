@@ -16,6 +16,11 @@ use crate::tools::{find, workspace_root};
 /// Where the guest keeps the configuration of the proxy.
 pub(super) const CONFIGURATION: &str = "/etc/underpass.toml";
 
+/// Where the guest keeps the programs that test.
+pub(super) const TESTS: &str = "/tests";
+/// What those start, which busybox has not or not complete.
+const TESTS_START: [&str; 2] = ["ethtool", "ip"];
+
 /// What goes into an image besides the kernel's drivers.
 pub(super) struct Contents<'a> {
     /// The proxy's executable.
@@ -24,6 +29,8 @@ pub(super) struct Contents<'a> {
     pub(super) bpf_object: Option<&'a Path>,
     /// The backend.
     pub(super) backend: SocketAddr,
+    /// Programs that test, by name.
+    pub(super) tests: &'a [(String, PathBuf)],
 }
 
 /// Builds an initramfs in `folder`; returns its path.
@@ -35,8 +42,20 @@ pub(super) fn build(folder: &Path, kernel: &Kernel, contents: &Contents<'_>) -> 
     }
     let busybox = find("busybox").context("there is no busybox; install the package busybox-static")?;
     tree.program("bin/busybox", &busybox)?;
-    strip(contents.proxy, &folder.join("underpass"))?;
-    tree.program("bin/underpass", &folder.join("underpass"))?;
+    let stripped = folder.join("stripped");
+    let own = [("bin/underpass".to_owned(), contents.proxy)].into_iter();
+    let tests = contents
+        .tests
+        .iter()
+        .map(|(name, path)| (format!("{}/{name}", TESTS.trim_start_matches('/')), path.as_path()));
+    for (path, program) in own.chain(tests) {
+        strip(program, &stripped)?;
+        tree.program(&path, &stripped)?;
+    }
+    for name in TESTS_START {
+        let program = find(name).with_context(|| format!("there is no {name}"))?;
+        tree.program(&format!("sbin/{name}"), &program)?;
+    }
     if let Some(object) = contents.bpf_object {
         tree.copy("lib/underpass.bpf.o", object)?;
     }

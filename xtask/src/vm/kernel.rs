@@ -36,8 +36,8 @@ const PARTS: [&str; 4] = ["linux-image", "linux-base", "linux-binary", "linux-mo
 const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 /// Where packages come from if the system's configuration names no mirror.
 const MIRROR: &str = "http://deb.debian.org/debian";
-/// The drivers that a guest needs; what they need themselves is found out.
-const DRIVERS: [&str; 2] = ["virtio_pci", "virtio_net"];
+/// The drivers that a guest needs, its card's and those of its tests' own networks; what they need themselves is found out.
+const DRIVERS: [&str; 3] = ["virtio_pci", "virtio_net", "veth"];
 
 /// A kernel that can be booted.
 #[derive(Debug)]
@@ -84,22 +84,26 @@ pub(super) fn find(line: &Line, folder: &Path) -> Result<Found> {
 
 /// The kernel that is kept in a folder, if it was unpacked to the end.
 fn read(folder: &Path) -> Result<Option<Kernel>> {
-    let Ok(release) = fs::read_to_string(folder.join(RELEASE)) else { return Ok(None) };
+    let Ok(stamp) = fs::read_to_string(folder.join(STAMP)) else { return Ok(None) };
+    let Some((release, drivers)) = stamp.split_once('\n') else { return Ok(None) };
+    if drivers != DRIVERS.join(" ") {
+        return Ok(None);
+    }
     let mut modules = Vec::new();
     for entry in fs::read_dir(folder.join(MODULES)).context("folder of modules")? {
         modules.push(entry?.path());
     }
     // Their names begin with their place in the order.
     modules.sort();
-    Ok(Some(Kernel { release: release.trim().to_owned(), image: folder.join(IMAGE), modules }))
+    Ok(Some(Kernel { release: release.to_owned(), image: folder.join(IMAGE), modules }))
 }
 
 const IMAGE: &str = "vmlinuz";
 const MODULES: &str = "modules";
 /// Below apt's folder: where packages are downloaded to.
 const FETCHED: &str = "fetched";
-/// Written last: where it is, the rest is.
-const RELEASE: &str = "release";
+/// The release, and the drivers that were asked for. Written last: where it is, the rest is.
+const STAMP: &str = "stamp";
 
 /// Package management with a configuration of its own: the system's is neither changed nor heeded, but for the mirror.
 struct Apt {
@@ -171,7 +175,7 @@ impl Apt {
         let image = images.iter().find(|image| image.is_file()).context("the packages have no kernel")?;
         fs::copy(image, kept.join(IMAGE)).context("copying the kernel")?;
         modules::copy_with_dependencies(source, &DRIVERS, &kept.join(MODULES))?;
-        fs::write(kept.join(RELEASE), release)?;
+        fs::write(kept.join(STAMP), format!("{release}\n{}", DRIVERS.join(" ")))?;
         remove(&unpacked)
     }
 
@@ -258,13 +262,18 @@ mod tests {
     }
 
     #[test]
-    fn a_kernel_that_was_not_unpacked_to_the_end_is_none() {
+    fn a_kernel_that_was_not_unpacked_to_the_end_or_for_other_drivers_is_none() {
         let folder = tempfile::tempdir().unwrap();
         fs::create_dir(folder.path().join(MODULES)).unwrap();
         fs::write(folder.path().join(MODULES).join("01-virtio_net.ko"), "").unwrap();
         fs::write(folder.path().join(MODULES).join("00-failover.ko"), "").unwrap();
         assert!(read(folder.path()).unwrap().is_none());
-        fs::write(folder.path().join(RELEASE), "6.1.0-50-cloud-amd64\n").unwrap();
+        let stamp = |drivers: &str| {
+            fs::write(folder.path().join(STAMP), format!("6.1.0-50-cloud-amd64\n{drivers}")).unwrap();
+        };
+        stamp("another");
+        assert!(read(folder.path()).unwrap().is_none());
+        stamp(&DRIVERS.join(" "));
         let kernel = read(folder.path()).unwrap().unwrap();
         assert_eq!(kernel.release, "6.1.0-50-cloud-amd64");
         assert!(kernel.modules[0].ends_with("00-failover.ko") && kernel.modules.len() == 2);

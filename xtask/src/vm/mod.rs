@@ -3,6 +3,7 @@
 //! A machine's own kernel is one of many, and few machines that build software have a card whose queues interrupt
 //! different CPUs. Here each kernel gets both: four CPUs, and four pairs of queues on a tap device.
 
+mod build;
 mod checks;
 mod guest;
 mod image;
@@ -15,7 +16,6 @@ mod traffic;
 use std::fs;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -28,12 +28,13 @@ use self::kernel::{Found, Kernel, LINES, Line};
 use self::network::Network;
 use self::report::Report;
 use crate::bench::process::catch_interrupts;
-use crate::tools::{Tool, cargo, ensure as ensure_tools, is_root, workspace_root};
+use crate::tools::{Tool, ensure as ensure_tools, is_root, workspace_root};
 
 /// What it starts.
 const TOOLS: &[Tool] = &[
     Tool::new("busybox", "busybox-static"),
     Tool::new("cpio", "cpio"),
+    Tool::new("ethtool", "ethtool"),
     Tool::new("ip", "iproute2"),
     Tool::new("qemu-system-x86_64", "qemu-system-x86"),
     Tool::new("strip", "binutils"),
@@ -91,6 +92,7 @@ struct Bench {
     network: Network,
     pattern: Arc<Pattern>,
     backend: SocketAddr,
+    tests: Vec<(String, PathBuf)>,
 }
 
 impl Bench {
@@ -98,13 +100,13 @@ impl Bench {
         let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| "target".into(), PathBuf::from);
         let folder = workspace_root().join(target).join("vm");
         fs::create_dir_all(&folder).with_context(|| format!("{}: creating", folder.display()))?;
-        let proxy = build_proxy()?;
+        let (proxy, tests) = (build::proxy()?, build::tests()?);
         let network = Network::new()?;
         let pattern = Arc::new(Pattern::new(traffic::BODY_MAX));
         let backend = traffic::start_backend(&network, &pattern)?;
         // What `cargo xtask ci` has built from source goes before the object in the executable.
         let bpf_object = std::env::var_os("UNDERPASS_BPF_OBJECT").map(PathBuf::from);
-        Ok(Self { folder, proxy, bpf_object, network, pattern, backend })
+        Ok(Self { folder, proxy, bpf_object, network, pattern, backend, tests })
     }
 
     /// Runs a guest with one kernel, and all checks in it.
@@ -115,6 +117,7 @@ impl Bench {
             proxy: &self.proxy,
             bpf_object: self.bpf_object.as_deref(),
             backend: self.backend,
+            tests: &self.tests,
         };
         let image = image::build(&folder, kernel, &contents)?;
         let mut guest = None;
@@ -125,7 +128,7 @@ impl Bench {
         });
         let Some(guest) = guest else { return Ok(()) };
         let mut scene = Scene { guest, network: &self.network, pattern: &self.pattern, kernel };
-        checks::run(&mut scene, report)?;
+        checks::run(&mut scene, &self.tests, report)?;
         write_transcript(&folder, &scene.guest)
     }
 }
@@ -146,18 +149,6 @@ fn selected(names: &[String]) -> Result<Vec<&'static Line>> {
     }
     let wanted = |line: &&Line| names.is_empty() || names.iter().any(|name| name == line.name);
     Ok(LINES.iter().filter(wanted).collect())
-}
-
-/// Builds the executable as users have it; returns its path.
-fn build_proxy() -> Result<PathBuf> {
-    let output = cargo()
-        .args(["build", "--release", "--package", "underpass", "--bin", "underpass"])
-        .args(["--message-format", "json-render-diagnostics"])
-        .stderr(Stdio::inherit())
-        .output()
-        .context("cargo build could not be started")?;
-    ensure!(output.status.success(), "the proxy could not be built");
-    crate::test::executable_of(&output.stdout).context("cargo build named no executable \"underpass\"")
 }
 
 #[cfg(test)]

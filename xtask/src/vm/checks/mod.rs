@@ -5,6 +5,7 @@ mod nic;
 mod steering;
 
 use std::fmt::Display;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
@@ -12,7 +13,7 @@ use serde_json::Value;
 use underpass_bench::exchange::Pattern;
 
 use super::guest::{CPUS, Guest};
-use super::image::CONFIGURATION;
+use super::image::{CONFIGURATION, TESTS};
 use super::kernel::Kernel;
 use super::network::Network;
 use super::report::Report;
@@ -40,29 +41,55 @@ const CHECKS: &[(&str, Check)] = &[
     ("bodies: splice", bodies::splice),
     ("bodies: auto", bodies::auto),
     ("proxy ends", end),
-    ("kernel log", kernel_log),
 ];
 
 /// How long the proxy may take to start and to end, on an emulated processor.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// For a program of tests.
+const TEST_PATIENCE: Duration = Duration::from_secs(240);
 /// Where the proxy logs to, and where its exit status goes.
 const LOG: &str = "/var/log/underpass.log";
 const EXIT: &str = "/run/underpass.exit";
 
-/// Runs all checks, as long as the guest lives; an error only if the run was interrupted.
-pub(super) fn run(scene: &mut Scene<'_>, report: &mut Report) -> Result<()> {
+/// Runs all checks, then all programs that test, as long as the guest lives; an error only if the run was interrupted.
+pub(super) fn run(scene: &mut Scene<'_>, tests: &[(String, PathBuf)], report: &mut Report) -> Result<()> {
     for (name, check) in CHECKS {
-        check_interrupt()?;
+        run_one(scene, name, *check, report)?;
+    }
+    for (name, _) in tests {
+        run_one(scene, &format!("tests: {name}"), |scene| test_program(scene, name), report)?;
+    }
+    run_one(scene, "kernel log", kernel_log, report)
+}
+
+fn run_one(
+    scene: &mut Scene<'_>,
+    name: &str,
+    check: impl FnOnce(&mut Scene<'_>) -> Result<String>,
+    report: &mut Report,
+) -> Result<()> {
+    check_interrupt()?;
+    // What is to come after a guest's end would only fail for that.
+    if scene.guest.ensure_alive().is_ok() {
         report.check(&scene.kernel.release, name, || {
             let result = check(scene);
             scene.guest.ensure_alive()?;
             result
         });
-        if scene.guest.ensure_alive().is_err() {
-            break;
-        }
     }
     Ok(())
+}
+
+/// Runs a program of tests. Nothing may be skipped: a guest has all that they need.
+fn test_program(scene: &mut Scene<'_>, name: &str) -> Result<String> {
+    let command = format!("{TESTS}/{name} --test-threads=1");
+    let (status, output) = scene.guest.try_run_within(&command, TEST_PATIENCE)?;
+    ensure!(status == 0, "status {status}:\n{output}");
+    let skipped = output.lines().find(|line| line.starts_with("SKIP "));
+    ensure!(skipped.is_none(), "{}", skipped.unwrap_or_default());
+    let result = output.lines().find_map(|line| line.strip_prefix("test result: ok. "));
+    let result = result.with_context(|| format!("no result:\n{output}"))?;
+    Ok(result.split(';').next().unwrap_or_default().to_owned())
 }
 
 impl Scene<'_> {
