@@ -1,4 +1,4 @@
-//! An HTTP/1.1 server that answers from memory: see [`crate::exchange`].
+//! An HTTP/1.1 server that answers from memory, takes uploads and echoes: see [`crate::exchange`].
 
 use std::io::{self, IoSlice, Read as _, Write as _};
 use std::net::SocketAddr;
@@ -7,9 +7,13 @@ use anyhow::{Context, Result};
 use mio::event::Event;
 use mio::net::{TcpListener, TcpStream};
 use mio::{Events, Interest, Poll, Token};
+use nix::sys::socket::MsgFlags;
 use slab::Slab;
-
-use crate::exchange::{Pattern, parse_target, write_response_head};
+use underpass_lab::body::{Body, PEEK_SIZE, Received, receive};
+use underpass_lab::exchange::{
+    ECHO_PROTOCOL, ECHO_RESPONSE, ECHO_TARGET, Pattern, parse_target, parse_upload_target,
+    write_response_head,
+};
 
 /// Where to serve, and how large bodies can get.
 #[derive(clap::Args)]
@@ -26,6 +30,8 @@ pub struct Options {
 const HEAD_SIZE_MAX: usize = 4096;
 /// Most fields in a request head.
 const FIELDS_MAX: usize = 32;
+/// Read size: large enough for the rest of a body to be dropped in few calls.
+const SCRATCH_SIZE: usize = 1024 * 1024;
 /// Most connections; further ones are closed at once.
 const CONNECTIONS_MAX: usize = 16 * 1024;
 const LISTENER: Token = Token(usize::MAX);
@@ -42,6 +48,7 @@ pub fn run(options: &Options) -> Result<()> {
     let pattern = Pattern::new(options.size_max);
     let mut connections: Slab<Connection> = Slab::new();
     let mut events = Events::with_capacity(256);
+    let mut scratch = vec![0; SCRATCH_SIZE];
     println!("{}", listener.local_addr()?);
     loop {
         match poll.poll(&mut events, None) {
@@ -52,7 +59,7 @@ pub fn run(options: &Options) -> Result<()> {
             if event.token() == LISTENER {
                 accept(&listener, &poll, &mut connections)?;
             } else if let Some(connection) = connections.get_mut(event.token().0)
-                && connection.serve(event, &pattern).is_err()
+                && connection.serve(event, &pattern, &mut scratch).is_err()
             {
                 connections.remove(event.token().0);
             }
@@ -87,6 +94,17 @@ struct Connection {
     hangup: bool,
     head: Vec<u8>,
     output: Option<Output>,
+    state: State,
+}
+
+/// What the bytes are that come next.
+enum State {
+    /// A request's head.
+    Head,
+    /// A request's body; `close`: the connection ends with the response.
+    Upload { body: Body, close: bool },
+    /// Of a tunnel: they go back.
+    Echo,
 }
 
 /// A response that is being sent.
@@ -120,25 +138,90 @@ impl Connection {
             hangup: false,
             head: Vec::with_capacity(256),
             output: None,
+            state: State::Head,
         }
     }
 
     /// Answers requests until there is nothing to read, or the client doesn't take more.
-    fn serve(&mut self, event: &Event, pattern: &Pattern) -> Result<(), End> {
+    fn serve(&mut self, event: &Event, pattern: &Pattern, scratch: &mut [u8]) -> Result<(), End> {
         self.hangup |= event.is_read_closed() || event.is_error();
         self.readable |= event.is_readable() || self.hangup;
         loop {
             if !self.send(pattern)? {
                 return Ok(());
             }
-            if self.take_request(pattern)? {
+            let went_on = match self.state {
+                State::Head => self.take_request(pattern)?,
+                State::Upload { .. } => self.take_upload(pattern, scratch)?,
+                State::Echo => self.take_echo(scratch)?,
+            };
+            if went_on {
                 continue;
             }
             if !self.readable {
                 return Ok(());
             }
-            self.read()?;
+            if matches!(self.state, State::Head) {
+                self.read()?;
+            }
         }
+    }
+
+    /// Takes what has come of an upload, and answers when it is complete; whether it is.
+    fn take_upload(&mut self, pattern: &Pattern, scratch: &mut [u8]) -> Result<bool, End> {
+        let State::Upload { body, close } = &mut self.state else { return Ok(false) };
+        // What came with the head.
+        let length = self.filled.min(usize::try_from(body.left()).unwrap_or(usize::MAX));
+        if length > 0 {
+            body.take(&self.input[..length], pattern).map_err(|_| End::Failed)?;
+            self.input.copy_within(length..self.filled, 0);
+            self.filled -= length;
+        }
+        while body.left() > 0 && self.readable {
+            match body.read(&self.stream, pattern, scratch).map_err(|_| End::Failed)? {
+                Received::Bytes(_, drained) => self.readable = !drained || self.hangup,
+                Received::Nothing => self.readable = false,
+                Received::End => return Err(End::Closed),
+            }
+        }
+        if body.left() > 0 {
+            return Ok(false);
+        }
+        let close = *close;
+        self.state = State::Head;
+        self.answer(0, 0, close);
+        Ok(true)
+    }
+
+    /// Sends back what has come; whether something has.
+    fn take_echo(&mut self, scratch: &mut [u8]) -> Result<bool, End> {
+        self.head.clear();
+        self.head.extend_from_slice(&self.input[..self.filled]);
+        self.filled = 0;
+        if self.head.is_empty() && self.readable {
+            match receive(&self.stream, &mut scratch[..PEEK_SIZE], MsgFlags::empty())
+                .map_err(|_| End::Failed)?
+            {
+                Received::Bytes(length, drained) => {
+                    self.readable = !drained || self.hangup;
+                    self.head.extend_from_slice(&scratch[..length]);
+                }
+                Received::Nothing => self.readable = false,
+                Received::End => return Err(End::Closed),
+            }
+        }
+        if self.head.is_empty() {
+            return Ok(false);
+        }
+        self.output = Some(Output { from: 0, size: 0, sent: 0, close: false });
+        Ok(true)
+    }
+
+    /// Begins a response with a body of the pattern.
+    fn answer(&mut self, from: usize, size: usize, close: bool) {
+        self.head.clear();
+        write_response_head(&mut self.head, size);
+        self.output = Some(Output { from, size, sent: 0, close });
     }
 
     fn read(&mut self) -> Result<(), End> {
@@ -173,28 +256,47 @@ impl Connection {
             Ok(httparse::Status::Partial) => return self.refuse("431 Request Header Fields Too Large"),
             Err(_) => return self.refuse("400 Bad Request"),
         };
-        if request.method != Some("GET") {
-            return self.refuse("405 Method Not Allowed");
-        }
-        let wanted = request.path.and_then(parse_target);
-        let Some((from, size)) =
-            wanted.and_then(|(size, from)| pattern.body(from, size).map(|body| (from, body.len())))
-        else {
-            return self.refuse("404 Not Found");
-        };
         let mut close = request.version != Some(1);
+        let (mut upgrade, mut content_length) = (false, None);
         for field in request.headers.iter() {
             let named = |name: &str| field.name.eq_ignore_ascii_case(name);
-            if named("content-length") || named("transfer-encoding") {
-                return self.refuse("413 Content Too Large");
+            if named("transfer-encoding") {
+                return self.refuse("411 Length Required");
+            } else if named("content-length") {
+                content_length =
+                    std::str::from_utf8(field.value).ok().and_then(|text| text.parse::<u64>().ok());
             }
+            upgrade |= named("upgrade") && field.value == ECHO_PROTOCOL.as_bytes();
             close |= named("connection") && field.value.eq_ignore_ascii_case(b"close");
         }
+        let target = request.path.unwrap_or_default();
+        match (request.method, content_length) {
+            (Some("POST"), Some(size)) => {
+                let Some(from) = parse_upload_target(target).filter(|from| {
+                    usize::try_from(size).is_ok_and(|size| pattern.body(*from, size).is_some())
+                }) else {
+                    return self.refuse("404 Not Found");
+                };
+                self.state = State::Upload { body: Body::new(Some(from), size), close };
+            }
+            (Some("GET"), None) if target == ECHO_TARGET && upgrade => self.state = State::Echo,
+            (Some("GET"), None) => {}
+            (Some("GET"), Some(_)) => return self.refuse("413 Content Too Large"),
+            _ => return self.refuse("405 Method Not Allowed"),
+        }
+        let wanted = parse_target(target).filter(|(size, from)| pattern.body(*from, *size).is_some());
         self.input.copy_within(length..self.filled, 0);
         self.filled -= length;
-        self.head.clear();
-        write_response_head(&mut self.head, size);
-        self.output = Some(Output { from, size, sent: 0, close });
+        match (&self.state, wanted) {
+            (State::Upload { .. }, _) => {}
+            (State::Echo, _) => {
+                self.head.clear();
+                self.head.extend_from_slice(ECHO_RESPONSE.as_bytes());
+                self.output = Some(Output { from: 0, size: 0, sent: 0, close: false });
+            }
+            (State::Head, Some((size, from))) => self.answer(from, size, close),
+            (State::Head, None) => return self.refuse("404 Not Found"),
+        }
         Ok(true)
     }
 

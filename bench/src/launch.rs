@@ -1,4 +1,4 @@
-//! Runs a command pinned to one core, bound to the life of its parent.
+//! Runs a command pinned to one core or to several, bound to the life of its parent.
 
 use std::convert::Infallible;
 use std::ffi::OsString;
@@ -14,9 +14,9 @@ use nix::unistd::{Pid, getppid};
 /// Where to run what.
 #[derive(clap::Args)]
 pub struct Options {
-    /// The core.
-    #[arg(long)]
-    core: usize,
+    /// A core; may be given several times.
+    #[arg(long = "core", required = true)]
+    cores: Vec<usize>,
     /// Process id of the parent, whose end is this command's end.
     #[arg(long)]
     parent: i32,
@@ -35,9 +35,11 @@ pub fn run(options: &Options) -> Result<()> {
 
 fn become_command(options: &Options) -> Result<Infallible> {
     let mut cores = CpuSet::new();
-    cores.set(options.core).with_context(|| format!("core {}: no such core", options.core))?;
+    for &core in &options.cores {
+        cores.set(core).with_context(|| format!("core {core}: no such core"))?;
+    }
     sched_setaffinity(Pid::from_raw(0), &cores)
-        .with_context(|| format!("core {}: not one that this process may use", options.core))?;
+        .with_context(|| format!("cores {:?}: not some that this process may use", options.cores))?;
     // SIGTERM and not SIGKILL: a proxy with worker processes ends them when it is told to stop.
     set_pdeathsig(Signal::SIGTERM).context("cannot ask for a signal at the parent's end")?;
     // The parent may have ended before the line above, and then no signal comes.

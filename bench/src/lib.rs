@@ -5,9 +5,7 @@
 //! load generator and backend share a core and must not be slower than the proxy between them.
 #![forbid(unsafe_code)]
 
-pub mod accounting;
 pub mod backend;
-pub mod exchange;
 pub mod floor;
 pub mod launch;
 pub mod load;

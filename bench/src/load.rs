@@ -14,10 +14,12 @@ use hdrhistogram::Histogram;
 use mio::net::TcpStream;
 use mio::{Events, Interest, Poll, Token};
 
-use crate::accounting::{MachineClock, MachineCounters, nanoseconds, process_since, process_time, pss_kib};
-use crate::exchange::{Pattern, Request, SHIFTS};
-use crate::report::{Latency, LoadReport, ProcessTime};
+use crate::report::{Latency, LoadReport};
 use crate::response::{Expected, Reader};
+use underpass_lab::accounting::{
+    MachineClock, MachineCounters, ProcessTime, nanoseconds, process_since, process_time, pss_kib,
+};
+use underpass_lab::exchange::{Pattern, Request, SHIFTS};
 
 /// What load to make, and what to watch.
 #[derive(clap::Args)]

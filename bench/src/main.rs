@@ -1,6 +1,7 @@
-//! The processes of a benchmark, one subcommand each. `cargo xtask bench` starts them.
+//! The processes of a benchmark, one subcommand each. `cargo xtask bench` and `cargo xtask lab` start them.
 #![forbid(unsafe_code)]
 
+use anyhow::Context as _;
 use clap::Parser;
 use underpass_bench::{backend, floor, launch, load};
 
@@ -14,7 +15,12 @@ enum Command {
     Floor(floor::Options),
     /// Sends requests, checks every response, prints what was measured as JSON.
     Load(load::Options),
-    /// Runs a command on one core; it is told to stop (SIGTERM) when its parent ends.
+    /// Makes load with a plan of underpass-lab, prints the step as JSON.
+    Step {
+        /// The plan as JSON.
+        plan: String,
+    },
+    /// Runs a command on one core, or on some; it is told to stop (SIGTERM) when its parent ends.
     Run(launch::Options),
 }
 
@@ -23,6 +29,13 @@ fn main() -> anyhow::Result<()> {
         Command::Backend(options) => backend::run(&options),
         Command::Floor(options) => floor::run(&options),
         Command::Load(options) => load::run(&options),
+        Command::Step { plan } => step(&plan),
         Command::Run(options) => launch::run(&options),
     }
+}
+
+fn step(plan: &str) -> anyhow::Result<()> {
+    let plan = serde_json::from_str(plan).context("not a plan")?;
+    println!("{}", serde_json::to_string(&underpass_lab::load::run(&plan)?)?);
+    Ok(())
 }

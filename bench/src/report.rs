@@ -1,6 +1,7 @@
 //! What the load generator prints: one JSON object.
 
 use serde::{Deserialize, Serialize};
+use underpass_lab::accounting::{MachineTime, ProcessTime};
 
 /// One measured span of load.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -52,26 +53,4 @@ pub struct Latency {
     pub p999_ns: u64,
     /// The longest.
     pub max_ns: u64,
-}
-
-/// What a process had of the cores within a span.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ProcessTime {
-    /// Process id.
-    pub pid: u32,
-    /// Time on a core, user and kernel, in nanoseconds. Loopback's network interrupts run within it.
-    pub run_ns: u64,
-    /// Time in which it was ready to run and had to wait for its core, in nanoseconds.
-    pub wait_ns: u64,
-}
-
-/// What the machine did within a span.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct MachineTime {
-    /// Time in which a core was not idle, summed over the cores, in nanoseconds.
-    pub busy_ns: u64,
-    /// Time that the hypervisor gave to others; not part of `busy_ns`.
-    pub steal_ns: u64,
-    /// Part of `busy_ns` that kernel threads had.
-    pub kernel_threads_ns: u64,
 }

@@ -7,7 +7,7 @@ use mio::net::TcpStream;
 use nix::errno::Errno;
 use nix::sys::socket::{MsgFlags, recv};
 
-use crate::exchange::Pattern;
+use underpass_lab::exchange::Pattern;
 
 /// Longest response head in bytes.
 const HEAD_SIZE_MAX: usize = 8 * 1024;
@@ -174,7 +174,7 @@ mod tests {
     use std::net::{TcpListener, TcpStream as StdStream};
 
     use super::*;
-    use crate::exchange::write_response_head;
+    use underpass_lab::exchange::write_response_head;
 
     const SIZE: usize = 100_000;
 

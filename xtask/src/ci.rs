@@ -48,7 +48,8 @@ const STEPS: &[Step] = &[
     Step { name: "test", run: || xtask(&["test"]) },
     Step { name: "fuzz", run: fuzz_smoke },
     Step { name: "bench", run: || xtask(&["bench", "--smoke"]) },
-    // Last: it uses the release build of the step before.
+    Step { name: "lab", run: lab_smoke },
+    // Last: it uses the release build of the steps before.
     Step { name: "vm-test", run: vm_test },
 ];
 
@@ -143,6 +144,13 @@ fn fuzz_smoke() -> anyhow::Result<Outcome> {
         Some(reason) => Ok(Outcome::Skipped(reason)),
         None => xtask(&["fuzz", "--seconds", "30"]),
     }
+}
+
+fn lab_smoke() -> anyhow::Result<Outcome> {
+    if !tools::is_root() {
+        return Ok(Outcome::Skipped("needs root, for network namespaces".into()));
+    }
+    xtask(&["lab", "--smoke"])
 }
 
 fn vm_test() -> anyhow::Result<Outcome> {

@@ -5,6 +5,9 @@ mod bench;
 mod build_ebpf;
 mod ci;
 mod fuzz;
+mod lab;
+mod machine;
+mod process;
 mod test;
 mod tools;
 mod vm;
@@ -19,12 +22,14 @@ enum Command {
     BuildEbpf(build_ebpf::Options),
     /// Builds and runs every test; says what was skipped and why
     Test(test::Options),
-    /// Runs all that a change must pass: format, lints, policy, BPF build, tests, documentation, fuzzing, benchmark, virtual machines
+    /// Runs all that a change must pass: format, lints, policy, BPF build, tests, documentation, fuzzing, benchmark, lab, virtual machines
     Ci(ci::Options),
     /// Feeds random input to the parsers, if a nightly toolchain is there
     Fuzz(fuzz::Options),
     /// Measures proxies side by side on this machine, and the floor under them
     Bench(bench::Options),
+    /// Raises the load on underpass and others step by step until they break; compares modes and steering policies
+    Lab(lab::Options),
     /// Tests the proxy in virtual machines with other kernels and a network card of several queues
     VmTest(vm::Options),
 }
@@ -36,6 +41,7 @@ fn main() -> anyhow::Result<()> {
         Command::Ci(options) => ci::run(&options),
         Command::Fuzz(options) => fuzz::run(&options),
         Command::Bench(options) => bench::run(&options),
+        Command::Lab(options) => lab::run(&options),
         Command::VmTest(options) => vm::run(&options),
     }
 }

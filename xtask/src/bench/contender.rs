@@ -11,7 +11,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use clap::ValueEnum;
 
-use super::process::{Launcher, Process};
+use crate::process::{Launcher, Process};
 use crate::tools::{Tool, find};
 
 /// A proxy in one configuration.
@@ -36,7 +36,7 @@ pub(super) enum Contender {
 }
 
 /// The programs that have to be installed.
-const HAPROXY: Tool = Tool::new("haproxy", "haproxy");
+pub(crate) const HAPROXY: Tool = Tool::new("haproxy", "haproxy");
 const NGINX: Tool = Tool::new("nginx", "nginx-light");
 
 /// How often a port is taken anew when another process was quicker to take it.
@@ -158,7 +158,7 @@ impl Contender {
             // In the foreground; without a master process there is one process to watch.
             _ => (path_of(HAPROXY)?, vec!["-db".into(), "-f".into(), file]),
         };
-        Ok((launcher.start(&name, core, &program, arguments)?, listen))
+        Ok((launcher.start(&name, &[core], &program, arguments)?, listen))
     }
 }
 
@@ -265,13 +265,26 @@ http {{
 
 /// One worker, nothing logged, and nothing added to heads, as the others add nothing. The rest is as it comes.
 fn underpass(listen: SocketAddr, backend: SocketAddr, folder: &Path, redirect: &str) -> String {
-    let folder = folder.display();
+    let admin_socket = folder.join("admin.sock");
+    underpass_with(
+        listen,
+        backend,
+        &admin_socket,
+        &format!("workers = 1\nredirect = \"{redirect}\"\nsteering = \"off\"\n"),
+    )
+}
+
+/// The same with these settings instead.
+pub(crate) fn underpass_with(
+    listen: SocketAddr,
+    backend: SocketAddr,
+    admin_socket: &Path,
+    settings: &str,
+) -> String {
+    let admin_socket = admin_socket.display();
     format!(
         "\
-workers = 1
-redirect = \"{redirect}\"
-steering = \"off\"
-admin_socket = \"{folder}/admin.sock\"
+{settings}admin_socket = \"{admin_socket}\"
 via = \"\"
 
 [log]
@@ -307,7 +320,7 @@ fn free_address() -> Result<SocketAddr> {
 }
 
 /// Whether a request comes through.
-fn forwards(address: SocketAddr) -> bool {
+pub(crate) fn forwards(address: SocketAddr) -> bool {
     let patience = Duration::from_secs(1);
     let ask = || -> std::io::Result<bool> {
         let mut stream = TcpStream::connect_timeout(&address, patience)?;
@@ -320,12 +333,12 @@ fn forwards(address: SocketAddr) -> bool {
     ask().unwrap_or(false)
 }
 
-fn path_of(tool: Tool) -> Result<PathBuf> {
+pub(crate) fn path_of(tool: Tool) -> Result<PathBuf> {
     find(tool.program).with_context(|| format!("{}: not installed, package {}", tool.program, tool.package))
 }
 
 /// The first line that a program prints, on either output.
-fn first_line(command: &mut Command) -> Result<String> {
+pub(crate) fn first_line(command: &mut Command) -> Result<String> {
     let output = command.output().with_context(|| format!("{command:?} could not be started"))?;
     let text = if output.stdout.is_empty() { output.stderr } else { output.stdout };
     let text = String::from_utf8_lossy(&text);

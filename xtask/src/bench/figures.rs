@@ -4,12 +4,14 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use serde::Serialize;
-use underpass_bench::report::{LoadReport, ProcessTime};
+use underpass_bench::report::LoadReport;
+use underpass_lab::accounting::ProcessTime;
 
 use super::contender::Contender;
-use super::machine::{Cores, Machine};
-use super::statistics::{Ratio, Spread, Verdict};
 use super::syscalls::Count;
+use crate::machine::Cores;
+use underpass_lab::machine::Machine;
+use underpass_lab::statistics::{Ratio, Spread, Verdict};
 
 /// One contender, one size, one round.
 #[derive(Clone, Debug)]
@@ -221,7 +223,8 @@ impl Results {
 
 #[cfg(test)]
 pub(super) mod tests {
-    use underpass_bench::report::{Latency, MachineTime};
+    use underpass_bench::report::Latency;
+    use underpass_lab::accounting::MachineTime;
 
     use super::*;
 

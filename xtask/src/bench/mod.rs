@@ -4,12 +4,9 @@
 //! contender runs once with each body size, freshly started and alone, in an order that moves on from round to round.
 //! So what drifts on the machine meets all of them, and what differs between two of them is compared round by round.
 
-mod contender;
+pub(crate) mod contender;
 mod figures;
-mod machine;
-pub(crate) mod process;
 mod report;
-mod statistics;
 mod syscalls;
 
 use std::collections::BTreeMap;
@@ -22,13 +19,14 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail, ensure};
 use contender::{Contender, Started};
 use figures::{Results, Run};
-use machine::{Cores, Machine, wait_for_quiet};
-use process::{Launcher, Process, check_interrupt};
 use syscalls::Counter;
-use underpass_bench::accounting::MachineClock;
 use underpass_bench::load::seconds;
 use underpass_bench::report::LoadReport;
+use underpass_lab::accounting::MachineClock;
+use underpass_lab::machine::Machine;
 
+use crate::machine::{Cores, describe, wait_for_quiet};
+use crate::process::{self, Launcher, Process, check_interrupt};
 use crate::tools::{Tool, cargo, ensure as ensure_tools};
 
 /// What to measure, and for how long.
@@ -160,7 +158,7 @@ impl<'a> Bench<'a> {
         Ok(Self {
             plan,
             cores,
-            machine: Machine::describe(),
+            machine: describe(),
             clock: MachineClock::new()?,
             counter: Counter::find(),
             backend_address: backend.printed_address()?,
@@ -270,12 +268,13 @@ impl<'a> Bench<'a> {
     }
 }
 
-fn rotated(contenders: &[Contender], by: usize) -> impl Iterator<Item = Contender> {
+/// The same in an order that moves on.
+pub(crate) fn rotated<T: Copy>(contenders: &[T], by: usize) -> impl Iterator<Item = T> {
     contenders.iter().copied().cycle().skip(by % contenders.len().max(1)).take(contenders.len())
 }
 
 /// Builds a binary of the workspace as it is released.
-fn build(binary: &str) -> Result<PathBuf> {
+pub(crate) fn build(binary: &str) -> Result<PathBuf> {
     let output = cargo()
         .args(["build", "--release", "--bin", binary, "--package", binary])
         .args(["--message-format", "json-render-diagnostics"])
@@ -292,7 +291,8 @@ fn build(binary: &str) -> Result<PathBuf> {
 /// Most bytes of a body: the backend keeps them in memory.
 const SIZE_MAX: usize = 1 << 30;
 
-fn parse_size(text: &str) -> Result<usize, String> {
+/// A number of bytes, with k or m behind.
+pub(crate) fn parse_size(text: &str) -> Result<usize, String> {
     let (digits, unit) = match text.as_bytes().last() {
         Some(b'k' | b'K') => (&text[..text.len() - 1], 1 << 10),
         Some(b'm' | b'M') => (&text[..text.len() - 1], 1 << 20),

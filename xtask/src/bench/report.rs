@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use super::contender::Contender;
 use super::figures::{Cost, Figures, Results, Run};
 use super::size_name;
-use super::statistics::{Ratio, Spread, Verdict};
+use underpass_lab::statistics::{Ratio, Spread, Verdict};
 
 /// What others are compared with, where it was measured.
 const BASES: &[Contender] =

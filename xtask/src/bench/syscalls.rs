@@ -14,7 +14,7 @@ use nix::unistd::mkfifo;
 use serde::Serialize;
 use underpass_bench::report::LoadReport;
 
-use super::process::{Launcher, wait_for};
+use crate::process::{Launcher, wait_for};
 use crate::tools::{find, is_root};
 
 /// What counts.
@@ -140,7 +140,7 @@ fn count_by_perf(
         format!("--event={}", events.join(",")),
         format!("--pid={}", joined(workers)),
     ];
-    let counting = launcher.start("perf", core, perf, arguments.into_iter().map(OsString::from))?;
+    let counting = launcher.start("perf", &[core], perf, arguments.into_iter().map(OsString::from))?;
     let report =
         load(vec![format!("--perf-control={}", control.display()), format!("--perf-ack={}", ack.display())])?;
     // perf writes its counts when it is interrupted.
@@ -168,7 +168,7 @@ fn count_by_strace(
         "-p".into(),
         joined(workers),
     ];
-    let counting = launcher.start("strace", core, strace, arguments.into_iter().map(OsString::from))?;
+    let counting = launcher.start("strace", &[core], strace, arguments.into_iter().map(OsString::from))?;
     wait_for("strace to attach", ATTACH_PATIENCE, || {
         Ok(workers.iter().all(|&pid| is_traced(pid)).then_some(()))
     })?;

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail, ensure};
 
 use super::kernel::Kernel;
-use crate::bench::process::check_interrupt;
+use crate::process::check_interrupt;
 
 /// CPUs of a guest, and pairs of queues of its network device.
 pub(super) const CPUS: u32 = 4;

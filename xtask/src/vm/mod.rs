@@ -27,7 +27,7 @@ use self::guest::Guest;
 use self::kernel::{Found, Kernel, LINES, Line};
 use self::network::Network;
 use self::report::Report;
-use crate::bench::process::catch_interrupts;
+use crate::process::catch_interrupts;
 use crate::tools::{Tool, ensure as ensure_tools, is_root, workspace_root};
 
 /// What it starts.

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use anyhow::{Result, ensure};
 
 use super::{Scene, number};
-use crate::bench::process::check_interrupt;
+use crate::process::check_interrupt;
 use crate::vm::network::GUEST;
 use crate::vm::traffic::{BODY_MAX, Client, Kind};
 

@@ -17,7 +17,7 @@ use super::image::{CONFIGURATION, TESTS};
 use super::kernel::Kernel;
 use super::network::Network;
 use super::report::Report;
-use crate::bench::process::check_interrupt;
+use crate::process::check_interrupt;
 
 /// A guest, and the world outside of it.
 pub(super) struct Scene<'a> {

@@ -3,7 +3,7 @@
 use anyhow::{Context as _, Result, bail, ensure};
 
 use super::{Scene, ensure_equal, nic, number};
-use crate::bench::process::check_interrupt;
+use crate::process::check_interrupt;
 use crate::vm::guest::CPUS;
 use crate::vm::network::GUEST;
 use crate::vm::traffic::{Client, Kind};

@@ -45,7 +45,7 @@ pub(crate) fn check_interrupt() -> Result<()> {
 }
 
 /// Looks again and again until there is something; an error at the deadline or when the run is interrupted.
-pub(super) fn wait_for<T>(
+pub(crate) fn wait_for<T>(
     what: &str,
     patience: Duration,
     mut look: impl FnMut() -> Result<Option<T>>,
@@ -62,17 +62,17 @@ pub(super) fn wait_for<T>(
 }
 
 /// What starts processes, and where their output goes.
-pub(super) struct Launcher {
+pub(crate) struct Launcher {
     /// The binary `underpass-bench`.
-    pub(super) tool: PathBuf,
+    pub(crate) tool: PathBuf,
     /// The binary `underpass`, if it is among the contenders.
-    pub(super) underpass: Option<PathBuf>,
+    pub(crate) underpass: Option<PathBuf>,
     /// Folder for configurations and output.
-    pub(super) folder: PathBuf,
+    pub(crate) folder: PathBuf,
 }
 
 /// A process that ends when this is dropped, together with those it has started.
-pub(super) struct Process {
+pub(crate) struct Process {
     name: String,
     child: Child,
     output: PathBuf,
@@ -82,15 +82,15 @@ pub(super) struct Process {
 
 impl Launcher {
     /// The binary `underpass`.
-    pub(super) fn underpass(&self) -> Result<&Path> {
+    pub(crate) fn underpass(&self) -> Result<&Path> {
         self.underpass.as_deref().context("underpass was not built")
     }
 
-    /// Starts a program on one core.
-    pub(super) fn start(
+    /// Starts a program on these cores.
+    pub(crate) fn start(
         &self,
         name: &str,
-        core: usize,
+        cores: &[usize],
         program: &Path,
         arguments: impl IntoIterator<Item = OsString>,
     ) -> Result<Process> {
@@ -98,7 +98,9 @@ impl Launcher {
         let output = self.folder.join(format!("{name}.out"));
         let errors = self.folder.join(format!("{name}.err"));
         let child = Command::new(&self.tool)
-            .args(["run", "--core", &core.to_string(), "--parent", &std::process::id().to_string(), "--"])
+            .arg("run")
+            .args(cores.iter().map(|core| format!("--core={core}")))
+            .args(["--parent", &std::process::id().to_string(), "--"])
             .arg(program)
             .args(arguments)
             .current_dir(&self.folder)
@@ -113,30 +115,30 @@ impl Launcher {
     }
 
     /// Starts a subcommand of the benchmark's own binary on one core.
-    pub(super) fn start_own(
+    pub(crate) fn start_own(
         &self,
         name: &str,
         core: usize,
         arguments: impl IntoIterator<Item = String>,
     ) -> Result<Process> {
-        self.start(name, core, &self.tool, arguments.into_iter().map(OsString::from))
+        self.start(name, &[core], &self.tool, arguments.into_iter().map(OsString::from))
     }
 }
 
 impl Process {
-    pub(super) fn pid(&self) -> u32 {
+    pub(crate) fn pid(&self) -> u32 {
         self.child.id()
     }
 
     /// The processes that it has started, and that are still there.
-    pub(super) fn children(&self) -> Result<Vec<u32>> {
+    pub(crate) fn children(&self) -> Result<Vec<u32>> {
         let path = format!("/proc/{0}/task/{0}/children", self.pid());
         let text = fs::read_to_string(&path).with_context(|| format!("{path}: cannot read"))?;
         text.split_ascii_whitespace().map(|pid| Ok(pid.parse()?)).collect()
     }
 
     /// The address that it prints as its first line.
-    pub(super) fn printed_address(&mut self) -> Result<SocketAddr> {
+    pub(crate) fn printed_address(&mut self) -> Result<SocketAddr> {
         let output = self.output.clone();
         self.until(&format!("the address of {}", self.name), START_PATIENCE, || {
             let text = fs::read_to_string(&output)?;
@@ -146,7 +148,7 @@ impl Process {
     }
 
     /// Waits until it is ready, and says how it ended if it ends before that.
-    pub(super) fn ready(&mut self, mut is_ready: impl FnMut() -> bool) -> Result<()> {
+    pub(crate) fn ready(&mut self, mut is_ready: impl FnMut() -> bool) -> Result<()> {
         self.until(&format!("{} to be ready", self.name), START_PATIENCE, || Ok(is_ready().then_some(())))
     }
 
@@ -169,7 +171,7 @@ impl Process {
     }
 
     /// Waits for its end; what it printed, if it ended well.
-    pub(super) fn finish(mut self, patience: Duration) -> Result<String> {
+    pub(crate) fn finish(mut self, patience: Duration) -> Result<String> {
         let what = format!("the end of {}", self.name);
         let status = wait_for(&what, patience, || self.has_ended()).with_context(|| self.complaint())?;
         ensure!(status.success(), "{} ended with {status}: {}", self.name, self.complaint());
@@ -177,7 +179,7 @@ impl Process {
     }
 
     /// Asks it to end by a signal and waits until it has.
-    pub(super) fn end_by(mut self, signal: Signal) -> Result<()> {
+    pub(crate) fn end_by(mut self, signal: Signal) -> Result<()> {
         kill(pid_of(&self.child), signal).with_context(|| format!("cannot signal {}", self.name))?;
         wait_for(&format!("the end of {}", self.name), STOP_PATIENCE, || self.has_ended())?;
         Ok(())

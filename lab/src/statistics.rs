@@ -1,18 +1,21 @@
 //! Medians, quartiles, and how sure a median is.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// Median and quartiles.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
-pub(super) struct Spread {
-    pub(super) median: f64,
-    pub(super) quartile_1: f64,
-    pub(super) quartile_3: f64,
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Spread {
+    /// Half of the values are at most this.
+    pub median: f64,
+    /// A quarter of the values are at most this.
+    pub quartile_1: f64,
+    /// Three quarters of the values are at most this.
+    pub quartile_3: f64,
 }
 
 impl Spread {
     /// None for no values.
-    pub(super) fn of(mut values: Vec<f64>) -> Option<Self> {
+    pub fn of(mut values: Vec<f64>) -> Option<Self> {
         values.sort_unstable_by(f64::total_cmp);
         Some(Self {
             median: quartile(&values, 2)?,
@@ -33,23 +36,62 @@ fn quartile(sorted: &[f64], number: usize) -> Option<f64> {
 /// The chance that an interval must have of holding the true median, for a difference to be called one.
 const CONFIDENCE_MIN: f64 = 0.95;
 
+/// A median, and how sure it is.
+///
+/// The interval is the one of the sign test: its ends are two of the values, and its probability follows from the
+/// binomial distribution alone, whatever the noise looks like.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Interval {
+    /// Median of the values.
+    pub median: f64,
+    /// Lower end of the interval that holds the true median with probability `confidence`.
+    pub low: f64,
+    /// Upper end of that interval.
+    pub high: f64,
+    /// At least 0.95 if there are values enough for that.
+    pub confidence: f64,
+    /// How many values there were.
+    pub rounds: usize,
+}
+
+impl Interval {
+    /// None for no values.
+    pub fn of(mut values: Vec<f64>) -> Option<Self> {
+        values.sort_unstable_by(f64::total_cmp);
+        let rounds = values.len();
+        let median = quartile(&values, 2)?;
+        // The narrowest interval that is sure enough, or else the widest there is.
+        let cut =
+            (0..rounds.div_ceil(2)).rev().find(|&cut| coverage(rounds, cut) >= CONFIDENCE_MIN).unwrap_or(0);
+        let (low, high) = (*values.get(cut)?, *values.get(rounds - 1 - cut)?);
+        Some(Self { median, low, high, confidence: coverage(rounds, cut), rounds })
+    }
+}
+
 /// How much of what another has: the median over the rounds of what was measured side by side.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
-pub(super) struct Ratio {
-    pub(super) median: f64,
-    /// Ends of the interval that holds the true median with probability `confidence`.
-    pub(super) low: f64,
-    pub(super) high: f64,
-    pub(super) confidence: f64,
-    pub(super) rounds: usize,
-    pub(super) verdict: Verdict,
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Ratio {
+    /// Median of the ratios.
+    pub median: f64,
+    /// Lower end of the interval that holds the true median with probability `confidence`.
+    pub low: f64,
+    /// Upper end of that interval.
+    pub high: f64,
+    /// At least 0.95 if there are rounds enough for that.
+    pub confidence: f64,
+    /// How many pairs there were.
+    pub rounds: usize,
+    /// What follows from the interval.
+    pub verdict: Verdict,
 }
 
 /// What a ratio says.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub(super) enum Verdict {
+pub enum Verdict {
+    /// The whole interval is below 1.
     Less,
+    /// The whole interval is above 1.
     More,
     /// The interval holds 1.
     WithinNoise,
@@ -61,19 +103,9 @@ pub(super) enum Verdict {
 
 impl Ratio {
     /// The ratio of values that were measured in pairs, one pair in each round; none without pairs.
-    ///
-    /// The interval is the one of the sign test: its ends are two of the values, and its probability follows from the
-    /// binomial distribution alone, whatever the noise looks like.
-    pub(super) fn of(pairs: &[(f64, f64)]) -> Option<Self> {
-        let mut ratios: Vec<f64> = pairs.iter().map(|(this, other)| this / other).collect();
-        ratios.sort_unstable_by(f64::total_cmp);
-        let rounds = ratios.len();
-        let median = quartile(&ratios, 2)?;
-        // The narrowest interval that is sure enough, or else the widest there is.
-        let cut =
-            (0..rounds.div_ceil(2)).rev().find(|&cut| coverage(rounds, cut) >= CONFIDENCE_MIN).unwrap_or(0);
-        let (low, high) = (*ratios.get(cut)?, *ratios.get(rounds - 1 - cut)?);
-        let confidence = coverage(rounds, cut);
+    pub fn of(pairs: &[(f64, f64)]) -> Option<Self> {
+        let Interval { median, low, high, confidence, rounds } =
+            Interval::of(pairs.iter().map(|(this, other)| this / other).collect())?;
         let verdict = match () {
             () if confidence < CONFIDENCE_MIN => Verdict::TooFewRounds,
             () if high < 1.0 => Verdict::Less,

@@ -1,7 +1,9 @@
-//! The one exchange that a benchmark is made of: which request is sent, and which response is the right one.
+//! The exchanges that a benchmark is made of: which request is sent, and which response is the right one.
 //!
 //! `GET /size/N/from/K` is answered with the N bytes of the [`Pattern`] that begin at K. The load generator sends
 //! another K each time, so a body that belongs to another request, is displaced or is cut does not compare equal.
+//! `POST /upload/from/K` carries such a body. `GET /echo` asks for an upgrade to the protocol [`ECHO_PROTOCOL`]: every
+//! byte comes back.
 
 use std::io::Write as _;
 
@@ -64,6 +66,19 @@ impl Request {
     }
 }
 
+/// Asks for the tunnel in which every byte comes back.
+pub const ECHO_TARGET: &str = "/echo";
+/// What is spoken in that tunnel (RFC 9110 section 7.8): the name is ours.
+pub const ECHO_PROTOCOL: &str = "underpass-echo";
+/// The response that opens the tunnel.
+pub const ECHO_RESPONSE: &str =
+    "HTTP/1.1 101 Switching Protocols\r\nUpgrade: underpass-echo\r\nConnection: Upgrade\r\n\r\n";
+
+/// Where the body of an upload begins in the pattern.
+pub fn parse_upload_target(target: &str) -> Option<usize> {
+    decimal(target.strip_prefix("/upload/from/")?).filter(|from| *from < SHIFTS)
+}
+
 /// Size and start of the body that a request target asks for; the start is 0 if it names none.
 pub fn parse_target(target: &str) -> Option<(usize, usize)> {
     let rest = target.strip_prefix("/size/")?;
@@ -115,6 +130,14 @@ mod tests {
             ["/", "/size/", "/size/+1", "/size/1/from/", "/size/1/from/4096", "/size/99999999999999999999"]
         {
             assert_eq!(parse_target(target), None, "{target}");
+        }
+    }
+
+    #[test]
+    fn uploads_say_where_their_body_begins() {
+        assert_eq!(parse_upload_target("/upload/from/0031"), Some(31));
+        for target in ["/upload", "/upload/from/", "/upload/from/4096", "/upload/from/-1", "/size/1/from/1"] {
+            assert_eq!(parse_upload_target(target), None, "{target}");
         }
     }
 

@@ -8,22 +8,23 @@ use anyhow::{Context as _, Result, bail};
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::unistd::Pid;
 use serde::Serialize;
-use underpass_bench::accounting::MachineClock;
+use underpass_lab::accounting::MachineClock;
+use underpass_lab::machine::{Machine, printed};
 
-use super::process::check_interrupt;
+use crate::process::check_interrupt;
 
 /// The core of the proxy, and that of load generator and backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-pub(super) struct Cores {
-    pub(super) proxy: usize,
-    pub(super) load: usize,
+pub(crate) struct Cores {
+    pub(crate) proxy: usize,
+    pub(crate) load: usize,
     /// Whether both are threads of one physical core, and so take time from each other.
-    pub(super) share_physical_core: bool,
+    pub(crate) share_physical_core: bool,
 }
 
 impl Cores {
     /// Takes two of those that this process may use, not of one physical core if that can be.
-    pub(super) fn choose() -> Result<Self> {
+    pub(crate) fn choose() -> Result<Self> {
         let allowed = sched_getaffinity(Pid::from_raw(0)).context("cannot tell which cores may be used")?;
         let cores: Vec<usize> =
             (0..CpuSet::count()).filter(|&core| allowed.is_set(core).unwrap_or(false)).collect();
@@ -36,7 +37,7 @@ impl Cores {
     }
 
     /// Moves this process away from the proxy's core.
-    pub(super) fn step_aside(self) -> Result<()> {
+    pub(crate) fn step_aside(self) -> Result<()> {
         let mut set = CpuSet::new();
         set.set(self.load)?;
         sched_setaffinity(Pid::from_raw(0), &set)
@@ -59,40 +60,9 @@ fn parse_list(text: &str) -> Vec<usize> {
     text.split(',').filter_map(range).flatten().collect()
 }
 
-/// What the figures belong to.
-#[derive(Clone, Debug, Serialize)]
-pub(super) struct Machine {
-    pub(super) date: String,
-    pub(super) processor: String,
-    pub(super) cores: usize,
-    pub(super) memory_mib: u64,
-    pub(super) kernel: String,
-    /// Commit of this source, with "+changes" if there are some that are not committed.
-    pub(super) source: String,
-}
-
-impl Machine {
-    /// Reads /proc; a thing that cannot be learned is called unknown.
-    pub(super) fn describe() -> Self {
-        let unknown = || "unknown".to_owned();
-        let cpuinfo = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-        let field = |text: &str, name: &str| {
-            let line = text.lines().find(|line| line.starts_with(name))?;
-            Some(line.split_once(':')?.1.trim().to_owned())
-        };
-        let meminfo = fs::read_to_string("/proc/meminfo").unwrap_or_default();
-        let memory_kib = field(&meminfo, "MemTotal")
-            .and_then(|text| text.split(' ').next().and_then(|number| number.parse::<u64>().ok()));
-        Self {
-            date: printed(Command::new("date").args(["-u", "+%Y-%m-%d %H:%M UTC"])).unwrap_or_else(unknown),
-            processor: field(&cpuinfo, "model name").unwrap_or_else(unknown),
-            cores: cpuinfo.lines().filter(|line| line.starts_with("processor")).count(),
-            memory_mib: memory_kib.unwrap_or(0) / 1024,
-            kernel: fs::read_to_string("/proc/sys/kernel/osrelease")
-                .map_or_else(|_| unknown(), |text| text.trim().to_owned()),
-            source: source().unwrap_or_else(unknown),
-        }
-    }
+/// The machine, with the commit of this source and "+changes" if there are some that are not committed.
+pub(crate) fn describe() -> Machine {
+    Machine::describe(source())
 }
 
 fn source() -> Option<String> {
@@ -104,18 +74,13 @@ fn source() -> Option<String> {
     Some(if changes.is_empty() { commit } else { format!("{commit}+changes") })
 }
 
-fn printed(command: &mut Command) -> Option<String> {
-    let output = command.output().ok().filter(|output| output.status.success())?;
-    Some(String::from_utf8_lossy(&output.stdout).trim().to_owned())
-}
-
 /// A machine is quiet when no more than this share of its time is used while we do nothing.
 const QUIET_SHARE_MAX: f64 = 0.03;
 /// How long is looked.
 const LOOK: Duration = Duration::from_millis(200);
 
 /// Waits until other processes leave the machine alone, but not longer than `patience`; what is left of it.
-pub(super) fn wait_for_quiet(clock: &MachineClock, cores: usize, patience: Duration) -> Result<Duration> {
+pub(crate) fn wait_for_quiet(clock: &MachineClock, cores: usize, patience: Duration) -> Result<Duration> {
     let mut left = patience;
     while !left.is_zero() {
         check_interrupt()?;

@@ -8,7 +8,29 @@ use anyhow::{Context, Result};
 use nix::errno::Errno;
 use nix::unistd::{SysconfVar, sysconf};
 
-use crate::report::{MachineTime, ProcessTime};
+use serde::{Deserialize, Serialize};
+
+/// What a process had of the cores within a span.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProcessTime {
+    /// Process id.
+    pub pid: u32,
+    /// Time on a core, user and kernel, in nanoseconds. Loopback's network interrupts run within it.
+    pub run_ns: u64,
+    /// Time in which it was ready to run and had to wait for its core, in nanoseconds.
+    pub wait_ns: u64,
+}
+
+/// What the machine did within a span.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MachineTime {
+    /// Time in which a core was not idle, summed over the cores, in nanoseconds.
+    pub busy_ns: u64,
+    /// Time that the hypervisor gave to others; not part of `busy_ns`.
+    pub steal_ns: u64,
+    /// Part of `busy_ns` that kernel threads had.
+    pub kernel_threads_ns: u64,
+}
 
 /// Processor time of one process since its start, summed over the threads that it has now.
 ///
