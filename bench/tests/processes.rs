@@ -1,12 +1,14 @@
 //! Load generator, floor and backend as the processes that a benchmark starts.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
-use std::io::{BufRead as _, BufReader};
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::process::{Child, Command, Output, Stdio};
 
 use nix::sched::{CpuSet, sched_getaffinity};
 use nix::unistd::Pid;
 use underpass_bench::report::LoadReport;
+use underpass_lab::exchange::Pattern;
+use underpass_lab::load::Step;
 
 const TOOL: &str = env!("CARGO_BIN_EXE_underpass-bench");
 const SIZE_MAX: usize = 3 << 20;
@@ -64,6 +66,56 @@ fn bodies_come_through_the_floor_unchanged() {
             assert!(sampled.responses >= 8 && sampled.responses_overall >= sampled.responses);
         }
     }
+}
+
+/// A step of load, made by a process of its own against the benchmark's backend.
+fn step(address: &str, exchange: &str, connections: usize) -> Step {
+    let plan = format!(
+        r#"{{"address":"{address}","exchange":{exchange},"arrivals":{{"open":{{"per_s":300.0,"seed":1}}}},
+        "connections_max":{connections},"connections_at_start":{connections},"warm_up":{{"secs":0,"nanos":10000000}},
+        "span":{{"secs":0,"nanos":100000000}},"timeout":{{"secs":20,"nanos":0}},"watched":[]}}"#
+    );
+    let output = Command::new(TOOL).args(["step", &plan]).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+#[test]
+fn every_exchange_of_the_lab_is_served() {
+    let backend = Server::backend();
+    let floor = Server::start(&["floor", "--splice", "--backend", backend.address.as_str()]);
+    for address in [&backend.address, &floor.address] {
+        for exchange in [
+            r#"{"download":{"size":100000,"reuse":true}}"#,
+            r#"{"download":{"size":1000,"reuse":false}}"#,
+            r#"{"upload":{"size":0}}"#,
+            r#"{"upload":{"size":500000}}"#,
+            r#"{"tunnel":{"message_size":1024}}"#,
+        ] {
+            let step = step(address, exchange, 8);
+            assert!(step.due > 0 && step.completed == step.due, "{exchange} at {address}: {step:?}");
+        }
+    }
+}
+
+#[test]
+fn a_wrong_upload_is_not_answered() {
+    let backend = Server::backend();
+    let upload = |body: &[u8]| {
+        let mut stream = std::net::TcpStream::connect(&backend.address).unwrap();
+        let head = format!("POST /upload/from/3 HTTP/1.1\r\nContent-Length: {}\r\n\r\n", body.len());
+        stream.write_all(&[head.as_bytes(), body].concat()).unwrap();
+        stream.shutdown(std::net::Shutdown::Write).unwrap();
+        let mut response = Vec::new();
+        // A connection that is closed with unread bytes is reset.
+        let _ = stream.read_to_end(&mut response);
+        response
+    };
+    let right = Pattern::new(20_000).body(3, 20_000).unwrap().to_vec();
+    assert!(upload(&right).starts_with(b"HTTP/1.1 200 OK\r\n"));
+    let mut wrong = right;
+    wrong[19_999] ^= 1;
+    assert_eq!(upload(&wrong), b"");
 }
 
 #[test]

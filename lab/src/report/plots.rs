@@ -86,6 +86,10 @@ pub(super) fn cost(report: &Report, kind: Kind, title: &str, of: fn(&Figures) ->
     }
     let mut sizes: Vec<f64> = cells.iter().map(|cell| cell.workload.size as f64).collect();
     sizes.sort_by(f64::total_cmp);
+    if sizes.len() < 2 {
+        // One size makes no line.
+        return String::new();
+    }
     let x_axis =
         Axis { label: "size of each body".into(), scale: Scale::Log, ticks: Some(sizes), format: bytes_name };
     let y_axis = Axis { label: "CPU seconds per GiB".into(), scale: Scale::Log, ticks: None, format: short };

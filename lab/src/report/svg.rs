@@ -293,7 +293,7 @@ pub(super) struct Bar {
 pub(super) fn ratio_plot(title: &str, label: &str, groups: &[(String, Vec<Bar>)]) -> String {
     let bars = || groups.iter().flat_map(|(_, bars)| bars);
     let values = bars().flat_map(|bar| [bar.low, bar.high]).chain([0.8, 1.25]);
-    let Some(map) = Mapping::new(Scale::Log, values, 150.0, WIDTH - 140.0) else { return String::new() };
+    let Some(map) = Mapping::new(Scale::Log, values, 138.0, WIDTH - 190.0) else { return String::new() };
     let rows = bars().count() + groups.len();
     if bars().next().is_none() {
         return String::new();

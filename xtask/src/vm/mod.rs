@@ -20,7 +20,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::{Context as _, Result, bail, ensure};
-use underpass_bench::exchange::Pattern;
+use underpass_lab::exchange::Pattern;
 
 use self::checks::Scene;
 use self::guest::Guest;

@@ -7,7 +7,7 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
-use underpass_bench::exchange::{Pattern, parse_target};
+use underpass_lab::exchange::{Pattern, parse_target};
 
 use super::network::{HOST, Network};
 

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
-use underpass_bench::exchange::Pattern;
+use underpass_lab::exchange::Pattern;
 
 use super::guest::{CPUS, Guest};
 use super::image::{CONFIGURATION, TESTS};
