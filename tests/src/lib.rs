@@ -12,6 +12,7 @@ pub mod nginx;
 pub mod peer;
 pub mod ports;
 pub mod proxy;
+pub mod random;
 pub mod vtc;
 pub mod wait;
 pub mod worker;

@@ -2,47 +2,13 @@
 
 use underpass_tests::Message;
 use underpass_tests::body::Content;
+pub(crate) use underpass_tests::random::Random;
 
-/// SplitMix64: the same numbers for the same seed.
-#[derive(Clone, Debug)]
-pub(crate) struct Random(u64);
-
-impl Random {
-    pub(crate) fn new(seed: u64) -> Self {
-        Self(seed.wrapping_mul(0x2545_f491_4f6c_dd1d) ^ 0x9e37_79b9)
-    }
-
-    pub(crate) fn below(&mut self, bound: usize) -> usize {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        usize::try_from((z ^ (z >> 31)) % bound.max(1) as u64).unwrap_or(0)
-    }
-
-    pub(crate) fn percent(&mut self, percent: usize) -> bool {
-        self.below(100) < percent
-    }
-
-    fn body_size(&mut self) -> usize {
-        match self.below(10) {
-            0..5 => self.below(3000),
-            5..9 => self.below(40_000),
-            _ => self.below(120_000),
-        }
-    }
-
-    /// Cuts bytes into pieces: a few or many.
-    pub(crate) fn cut<'a>(&mut self, bytes: &'a [u8]) -> Vec<&'a [u8]> {
-        let most = [7, 300, 5000, 100_000][self.below(4)].max(bytes.len() / 200);
-        let mut pieces = Vec::new();
-        let mut rest = bytes;
-        while !rest.is_empty() {
-            let (piece, after) = rest.split_at((1 + self.below(most)).min(rest.len()));
-            pieces.push(piece);
-            rest = after;
-        }
-        pieces
+fn body_size(random: &mut Random) -> usize {
+    match random.below(10) {
+        0..5 => random.below(3000),
+        5..9 => random.below(40_000),
+        _ => random.below(120_000),
     }
 }
 
@@ -115,9 +81,9 @@ impl Plan {
             method,
             old,
             up,
-            up_size: random.body_size(),
+            up_size: body_size(&mut random),
             down,
-            down_size: random.body_size(),
+            down_size: body_size(&mut random),
             interim: random.below(10).saturating_sub(6),
             fault,
             leaves: random.percent(5),
