@@ -144,6 +144,30 @@ pub struct Outcomes {
     pub counts: [u64; OUTCOMES],
 }
 
+/// The account of one flow that the kernel redirects, in the memory-mapped array `LEDGER` at the flow's slot.
+///
+/// `used` and `stopped` are written by the parser alone while the flow's source is in the map, `limit` and `wake_at` by
+/// the worker alone. `used` and `limit` only grow meanwhile, so granting and spending cannot race. One cache line each.
+#[repr(C, align(64))]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FlowAccount {
+    /// Bytes that the parser has let through.
+    pub used: u64,
+    /// Not 0: the parser has met a byte beyond the limit, and the stream parser stands still.
+    pub stopped: u64,
+    /// Bytes that may be let through.
+    pub limit: u64,
+    /// The worker is woken when `used` gets there.
+    pub wake_at: u64,
+}
+
+/// Size of [`FlowAccount`] in bytes.
+pub const FLOW_ACCOUNT_SIZE: usize = 64;
+
+/// Most bytes that the parser makes one message of. A message above the socket's receive buffer would be refused by the
+/// stream parser (`EMSGSIZE`), and data that has been waiting can be one segment of more than that.
+pub const MESSAGE_SIZE_MAX: u32 = 64 * 1024;
+
 /// In the tables `CPUS` and `QUEUES`, a worker is stored as its index plus one; zero, the value of an untouched entry,
 /// means none.
 pub const NO_WORKER: u32 = 0;
@@ -155,4 +179,7 @@ const _: () = assert!(offset_of!(Slot, active) == 24 && offset_of!(Slot, limit) 
 const _: () = assert!(size_of::<Config>() == 24 && offset_of!(Config, stall_ns) == 8);
 const _: () = assert!(size_of::<QueueKey>() == 8);
 const _: () = assert!(size_of::<Watch>() == 48 && offset_of!(Watch, reported_ns) == 40);
+const _: () =
+    assert!(size_of::<FlowAccount>() == FLOW_ACCOUNT_SIZE && offset_of!(FlowAccount, wake_at) == 24);
+const _: () = assert!(offset_of!(FlowAccount, stopped) == 8 && offset_of!(FlowAccount, limit) == 16);
 const _: () = assert!(size_of::<Outcomes>() == 64 && Outcome::ALL.len() == OUTCOMES);

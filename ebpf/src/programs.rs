@@ -1,6 +1,7 @@
 //! The BPF programs of underpass, one module each, linked into one object.
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
 
+mod redirect;
 mod steer;
 
 /// The kernel offers some helpers only to programs under a licence compatible with the GPL.

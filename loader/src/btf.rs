@@ -23,13 +23,8 @@ pub(crate) struct Offsets {
 impl Offsets {
     /// Reads them from the kernel's type information.
     pub(crate) fn read(path: &Path) -> Result<Self, BtfError> {
-        let bytes = std::fs::read(path).map_err(|error| BtfError(format!("{}: {error}", path.display())))?;
-        let btf =
-            Btf::parse(&bytes).ok_or_else(|| BtfError(format!("{}: not understood", path.display())))?;
-        let offset = |structure: &str, field: &[&str]| {
-            let missing = || BtfError(format!("{}: no {structure}.{}", path.display(), field.join(".")));
-            btf.offset(structure, field).ok_or_else(missing)
-        };
+        let bytes = read(path)?;
+        let offset = lookup(path, &bytes)?;
         Ok(Self {
             reuseport_skb: offset("sk_reuseport_kern", &["skb"])?,
             reuseport_selected: offset("sk_reuseport_kern", &["selected_sk"])?,
@@ -40,6 +35,30 @@ impl Offsets {
             sock_cookie: offset("sock", &["__sk_common", "skc_cookie"])?,
         })
     }
+}
+
+/// Offset in `sk_buff` of where the stream parser keeps the begin of a message: `struct sk_skb_cb`, which a socket map
+/// lays over the buffer's `cb`.
+pub(crate) fn message_offset(path: &Path) -> Result<u32, BtfError> {
+    let bytes = read(path)?;
+    let offset = lookup(path, &bytes)?;
+    Ok(offset("sk_buff", &["cb"])? + offset("sk_skb_cb", &["strp", "strp", "offset"])?)
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, BtfError> {
+    std::fs::read(path).map_err(|error| BtfError(format!("{}: {error}", path.display())))
+}
+
+/// A function from a structure and a path of fields to an offset.
+fn lookup<'a>(
+    path: &'a Path,
+    bytes: &'a [u8],
+) -> Result<impl Fn(&str, &[&str]) -> Result<u32, BtfError> + 'a, BtfError> {
+    let btf = Btf::parse(bytes).ok_or_else(|| BtfError(format!("{}: not understood", path.display())))?;
+    Ok(move |structure: &str, field: &[&str]| {
+        let missing = || BtfError(format!("{}: no {structure}.{}", path.display(), field.join(".")));
+        btf.offset(structure, field).ok_or_else(missing)
+    })
 }
 
 /// Why offsets are not known.

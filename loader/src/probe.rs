@@ -94,17 +94,24 @@ pub fn probe() -> Report {
 }
 
 fn kernel() -> Capability {
-    let release = nix::sys::utsname::uname()
-        .map_or_else(|error| error.to_string(), |name| name.release().to_string_lossy().into_owned());
+    let (release, version) = kernel_release();
     let (major, minor) = KERNEL_MIN;
     Capability {
         name: "kernel",
         // A release that is not understood is left to the other probes to judge.
-        available: parse_release(&release).is_none_or(|release| release >= KERNEL_MIN),
+        available: version.is_none_or(|version| version >= KERNEL_MIN),
         required: true,
         detail: format!("{release} (at least {major}.{minor})"),
         remedy: format!("boot a kernel of version {major}.{minor} or newer"),
     }
+}
+
+/// The running kernel's release, and major and minor version where that is understood.
+pub(crate) fn kernel_release() -> (String, Option<(u32, u32)>) {
+    let release = nix::sys::utsname::uname()
+        .map_or_else(|error| error.to_string(), |name| name.release().to_string_lossy().into_owned());
+    let version = parse_release(&release);
+    (release, version)
 }
 
 fn parse_release(release: &str) -> Option<(u32, u32)> {

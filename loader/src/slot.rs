@@ -1,17 +1,13 @@
 //! The memory through which a worker tells the steering program how it is, without a system call.
-#![allow(unsafe_code)] // maps memory that BPF programs read; the other modules of this crate have none of it
 
-use std::ffi::c_void;
 use std::io;
 use std::mem::offset_of;
-use std::num::NonZeroUsize;
 use std::os::fd::BorrowedFd;
-use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
-use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
-use nix::unistd::{SysconfVar, sysconf};
 use underpass_ebpf::{SLOT_SIZE, STATE_DOWN, STATE_DRAINING, STATE_RUNNING, Slot};
+
+use crate::mapping::{Mapping, page_size};
 
 /// A worker's place in the array that the steering program reads.
 ///
@@ -19,15 +15,11 @@ use underpass_ebpf::{SLOT_SIZE, STATE_DOWN, STATE_DRAINING, STATE_RUNNING, Slot}
 /// to memory. The slot belongs to one worker: its methods must be called from one thread at a time.
 #[derive(Debug)]
 pub struct WorkerSlot {
-    /// Invariant: begin of a shared, writable mapping of `mapping_size` bytes that this value owns.
-    mapping: NonNull<c_void>,
-    mapping_size: usize,
-    /// Invariant: points to a whole, aligned `Slot` inside the mapping.
-    slot: NonNull<u8>,
+    /// The page that holds the slot.
+    mapping: Mapping,
+    /// Where the slot begins in it; a slot lies in one page, because its size divides that of a page.
+    begin: usize,
 }
-
-// SAFETY: the mapping is owned by the value and every access to it is atomic; nothing in it is bound to a thread.
-unsafe impl Send for WorkerSlot {}
 
 /// Whether a worker takes connections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,19 +38,11 @@ impl WorkerSlot {
     /// # Errors
     /// `InvalidInput` where the array has no such index; otherwise those of mmap(2).
     pub fn map(fd: BorrowedFd<'_>, index: u16) -> io::Result<Self> {
-        let page = page_size()?;
         let offset = usize::from(index) * SLOT_SIZE;
-        let page_offset = offset - offset % page.get();
-        let protection = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
-        let file_offset = i64::try_from(page_offset).map_err(io::Error::other)?;
-        // SAFETY: a new mapping at an address of the kernel's choice; it replaces none that exists. The kernel refuses
-        // a page that lies outside the map.
-        let mapped = unsafe { mmap(None, page, protection, MapFlags::MAP_SHARED, fd, file_offset) };
-        let mapping = mapped.map_err(|error| no_slot(index, error))?;
-        // SAFETY: the slot begins less than a page after the mapping's begin, and ends within it, because the size of
-        // a slot divides that of a page.
-        let slot = unsafe { mapping.cast::<u8>().add(offset - page_offset) };
-        Ok(Self { mapping, mapping_size: page.get(), slot })
+        let begin = offset % page_size()?.get();
+        let mapping =
+            Mapping::new(fd, offset - begin, begin + SLOT_SIZE).map_err(|error| no_slot(index, error))?;
+        Ok(Self { mapping, begin })
     }
 
     /// Publishes what steering needs to know of a worker that begins, and at last that it runs.
@@ -128,28 +112,11 @@ impl WorkerSlot {
     }
 
     fn u32_at(&self, offset: usize) -> &AtomicU32 {
-        debug_assert!(offset + 4 <= SLOT_SIZE && offset.is_multiple_of(4));
-        // SAFETY: inside the slot, by the field's invariant.
-        let field = unsafe { self.slot.add(offset) };
-        // SAFETY: aligned, because slots are and offsets come from `offset_of!`; mapped for as long as `self` lives; in
-        // this process only atomics access it.
-        unsafe { AtomicU32::from_ptr(field.cast::<u32>().as_ptr()) }
+        self.mapping.u32_at(self.begin + offset)
     }
 
     fn u64_at(&self, offset: usize) -> &AtomicU64 {
-        debug_assert!(offset + 8 <= SLOT_SIZE && offset.is_multiple_of(8));
-        // SAFETY: inside the slot, by the field's invariant.
-        let field = unsafe { self.slot.add(offset) };
-        // SAFETY: as in `u32_at`.
-        unsafe { AtomicU64::from_ptr(field.cast::<u64>().as_ptr()) }
-    }
-}
-
-impl Drop for WorkerSlot {
-    fn drop(&mut self) {
-        // SAFETY: the mapping is owned by this value, and no reference into it outlives it.
-        let unmapped = unsafe { munmap(self.mapping, self.mapping_size) };
-        debug_assert!(unmapped.is_ok(), "unmapping a worker's slot: {unmapped:?}");
+        self.mapping.u64_at(self.begin + offset)
     }
 }
 
@@ -195,19 +162,12 @@ pub fn monotonic_ns() -> u64 {
     u64::try_from(now.as_nanos()).unwrap_or(u64::MAX)
 }
 
-fn page_size() -> io::Result<NonZeroUsize> {
-    let size = sysconf(SysconfVar::PAGE_SIZE)?.and_then(|size| usize::try_from(size).ok());
-    size.and_then(NonZeroUsize::new).ok_or_else(|| io::Error::other("the size of a page is unknown"))
-}
-
-fn no_slot(index: u16, error: nix::Error) -> io::Error {
-    match error {
-        nix::Error::EINVAL => {
-            let text = format!("the worker array has no mappable slot for worker {index}: {error}");
-            io::Error::new(io::ErrorKind::InvalidInput, text)
-        }
-        error => error.into(),
+fn no_slot(index: u16, error: io::Error) -> io::Error {
+    if error.kind() != io::ErrorKind::InvalidInput {
+        return error;
     }
+    let text = format!("the worker array has no mappable slot for worker {index}: {error}");
+    io::Error::new(io::ErrorKind::InvalidInput, text)
 }
 
 #[cfg(test)]

@@ -1,25 +1,105 @@
 //! System calls that no library offers in a safe form.
-#![allow(unsafe_code)] // two calls of the C library
+#![allow(unsafe_code)] // four calls of the C library
 
 use std::io;
+use std::mem::offset_of;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 /// The number that the kernel gives a socket, and never gives again.
-pub(crate) fn socket_cookie(socket: BorrowedFd<'_>) -> io::Result<u64> {
+///
+/// # Errors
+/// Those of getsockopt(2).
+pub fn socket_cookie(socket: BorrowedFd<'_>) -> io::Result<u64> {
     let mut cookie = 0u64;
-    let mut length = libc::socklen_t::try_from(size_of::<u64>()).map_err(io::Error::other)?;
-    // SAFETY: `cookie` is writable for `length` bytes, `length` for its own size; the kernel keeps neither.
-    let result = unsafe {
-        libc::getsockopt(
-            socket.as_raw_fd(),
-            libc::SOL_SOCKET,
-            libc::SO_COOKIE,
-            (&raw mut cookie).cast(),
-            &raw mut length,
-        )
-    };
-    if result == 0 { Ok(cookie) } else { Err(io::Error::last_os_error()) }
+    socket_option(socket, libc::SOL_SOCKET, libc::SO_COOKIE, &mut cookie)?;
+    Ok(cookie)
 }
+
+/// `struct tcp_info` of include/uapi/linux/tcp.h, as far as is needed here. The kernel fills as much as is asked for.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+struct RawTcpInfo {
+    state: u8,
+    skipped: [u8; 7],
+    words: [u32; 24],
+    rates: [u64; 2],
+    bytes_acked: u64,
+    bytes_received: u64,
+    segments: [u32; 2],
+    notsent_bytes: u32,
+    min_rtt: u32,
+    data_segments: [u32; 2],
+    delivery: [u64; 4],
+    delivered: [u32; 2],
+    bytes_sent: u64,
+    bytes_retrans: u64,
+}
+
+const _: () = assert!(size_of::<RawTcpInfo>() == 216 && offset_of!(RawTcpInfo, notsent_bytes) == 144);
+const _: () =
+    assert!(offset_of!(RawTcpInfo, bytes_acked) == 120 && offset_of!(RawTcpInfo, bytes_sent) == 200);
+
+/// What a TCP socket has sent, in one reading.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sent {
+    /// Bytes that have been put into its send queue since it was connected, sent or not.
+    pub handed: u64,
+    /// Bytes of those that have not been sent once.
+    pub unsent: u64,
+    /// The connection is gone: reset, or closed in both directions.
+    pub closed: bool,
+}
+
+/// Reads what a TCP socket has sent. Takes the socket's lock, so whatever the kernel was doing to the socket has been
+/// done when this returns.
+///
+/// # Errors
+/// Those of getsockopt(2).
+pub fn tcp_sent(socket: BorrowedFd<'_>) -> io::Result<Sent> {
+    let mut info = RawTcpInfo::default();
+    socket_option(socket, libc::IPPROTO_TCP, libc::TCP_INFO, &mut info)?;
+    // Retransmitted bytes count as sent once more.
+    let sent_once = info.bytes_sent.saturating_sub(info.bytes_retrans);
+    Ok(Sent {
+        handed: sent_once + u64::from(info.notsent_bytes),
+        unsent: u64::from(info.notsent_bytes),
+        closed: info.state == TCP_CLOSE,
+    })
+}
+
+/// State `TCP_CLOSE` of include/net/tcp_states.h.
+const TCP_CLOSE: u8 = 7;
+
+/// Bytes in a socket's receive queue, without the end of the stream.
+///
+/// # Errors
+/// Those of ioctl(2).
+pub fn unread(socket: BorrowedFd<'_>) -> io::Result<usize> {
+    let mut count: libc::c_int = 0;
+    // SAFETY: the kernel writes one int to where the pointer points, and keeps nothing.
+    let result = unsafe { libc::ioctl(socket.as_raw_fd(), libc::FIONREAD, &raw mut count) };
+    if result == 0 { Ok(usize::try_from(count).unwrap_or(0)) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Reads a socket option into a value of plain integers, for which any bytes will do.
+fn socket_option<T: Plain>(
+    socket: BorrowedFd<'_>,
+    level: libc::c_int,
+    name: libc::c_int,
+    value: &mut T,
+) -> io::Result<()> {
+    let mut length = libc::socklen_t::try_from(size_of::<T>()).map_err(io::Error::other)?;
+    // SAFETY: `value` is writable for `length` bytes and may hold any, `length` for its own size; the kernel keeps neither.
+    let result = unsafe {
+        libc::getsockopt(socket.as_raw_fd(), level, name, std::ptr::from_mut(value).cast(), &raw mut length)
+    };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Types whose values may be any bytes.
+trait Plain {}
+impl Plain for u64 {}
+impl Plain for RawTcpInfo {}
 
 /// Whether this program has more privileges than who called it: then its environment must not be trusted.
 pub(crate) fn is_secure() -> bool {

@@ -26,7 +26,7 @@ pub const DESCRIPTORS_MAX: usize = 8;
 #[serde(rename_all = "snake_case")]
 pub enum ToWorker {
     /// The first message. Descriptors: the metrics memory (memfd); then, where the flags say so, the access log's
-    /// pipe, and the steering map.
+    /// pipe, the steering map, and the maps for redirection.
     Hello {
         /// Number of this worker, from 0.
         index: u16,
@@ -38,6 +38,8 @@ pub enum ToWorker {
         access_log: bool,
         /// Whether the steering map is among the descriptors.
         steering: bool,
+        /// Whether the maps for redirection by sockmap are among the descriptors, behind all others.
+        redirect: bool,
         /// Seed of the worker's random numbers.
         seed: u64,
         /// The process-wide settings.

@@ -14,6 +14,7 @@ use underpass::ipc::{Channel, ToSupervisor, ToWorker};
 use underpass::metrics::{Block, Counter, Peer as Side};
 use underpass::worker::{Confinement, Ended, serve};
 use underpass_command::state::{AccessLogFormat, State};
+use underpass_loader::RedirectPrograms;
 
 use crate::proxy::Setup;
 use crate::wait::{PATIENCE, until, until_within};
@@ -25,6 +26,7 @@ const GAUGES: &[Counter] = &[
     Counter::TunnelsActive,
     Counter::BuffersUsed,
     Counter::PipesUsed,
+    Counter::SockmapFlows,
 ];
 
 /// A running worker. Every test ends with [`Worker::stop`] or [`Worker::cut`].
@@ -36,6 +38,8 @@ pub struct Worker {
     thread: Option<JoinHandle<anyhow::Result<Ended>>>,
     /// Takes the access log, if there is one; returns its size.
     log: Option<JoinHandle<usize>>,
+    /// Keeps the programs for redirection by sockmap attached.
+    _redirect: Option<RedirectPrograms>,
 }
 
 impl Worker {
@@ -55,6 +59,7 @@ impl Worker {
             first();
             serve(end, Confinement::None)
         });
+        let redirect = redirect_programs(settings.limits.redirect_flows);
         let log = (settings.log.access != AccessLogFormat::Off).then(access_log);
         let hello = ToWorker::Hello {
             index: 0,
@@ -62,16 +67,17 @@ impl Worker {
             generation: 1,
             access_log: log.is_some(),
             steering: false,
+            redirect: redirect.is_some(),
             seed: 1,
             settings: Box::new(settings),
         };
         let send = |message: &ToWorker, descriptors: &[_]| {
             until("room in the control channel", || channel.send(message, descriptors).ok());
         };
-        match &log {
-            None => send(&hello, &[metrics.fd()]),
-            Some((_, pipe)) => send(&hello, &[metrics.fd(), pipe.as_fd()]),
-        }
+        let mut descriptors = vec![metrics.fd()];
+        descriptors.extend(log.as_ref().map(|(_, pipe)| pipe.as_fd()));
+        descriptors.extend(redirect.iter().flat_map(RedirectPrograms::descriptors));
+        send(&hello, &descriptors);
         for mut cluster in clusters {
             let backends = std::mem::take(&mut cluster.backends);
             let name = cluster.name.clone();
@@ -95,6 +101,7 @@ impl Worker {
             channel: Some(channel),
             thread: Some(thread),
             log: log.map(|(reader, _)| reader),
+            _redirect: redirect,
         };
         match worker.told() {
             ToSupervisor::Running { .. } => worker,
@@ -221,4 +228,12 @@ impl Drop for Worker {
             panic!("a test has to end with Worker::stop or Worker::cut");
         }
     }
+}
+
+/// The programs for redirection by sockmap, where kernel and privileges allow them.
+fn redirect_programs(flows: u32) -> Option<RedirectPrograms> {
+    if flows == 0 {
+        return None;
+    }
+    RedirectPrograms::load(flows).inspect_err(|error| eprintln!("no redirection by sockmap: {error}")).ok()
 }

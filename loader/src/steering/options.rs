@@ -83,7 +83,7 @@ impl Options {
         }
     }
 
-    pub(super) fn read_object(&self) -> Result<Vec<u8>, LoadError> {
+    pub(crate) fn read_object(&self) -> Result<Vec<u8>, LoadError> {
         let from_environment =
             || std::env::var_os(OBJECT_VARIABLE).filter(|path| !path.is_empty() && !sys::is_secure());
         let path = self.object.clone().or_else(|| from_environment().map(PathBuf::from));

@@ -46,6 +46,8 @@ pub struct Status {
     pub steering: SteeringStatus,
     /// How bodies are forwarded.
     pub redirect: RedirectStatus,
+    /// Whether bodies can be redirected by sockmap.
+    pub sockmap: SockmapStatus,
     /// What the kernel and the privileges of the process allow.
     pub probes: Vec<Probe>,
     /// Bytes of the access log that could not be written to its file.
@@ -163,6 +165,16 @@ pub struct Latency {
     pub p99_us: Option<u64>,
     /// 99.9 % took no longer.
     pub p999_us: Option<u64>,
+}
+
+/// Whether the redirect mode `sockmap` can be had.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct SockmapStatus {
+    /// Whether it passed its self-test at start; otherwise bodies that are to go by it are spliced.
+    pub available: bool,
+    /// Why it is not available.
+    pub reason: Option<String>,
 }
 
 /// How new connections find their worker.

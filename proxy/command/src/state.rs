@@ -39,6 +39,8 @@ pub struct Settings {
     pub steering: SteeringPolicy,
     /// In mode `auto`, the smallest rest of a body, in bytes, that is worth a splice.
     pub splice_size_min: u64,
+    /// In mode `auto`, the smallest rest of a body, in bytes, that is worth a redirection by sockmap.
+    pub sockmap_size_min: u64,
     /// The name of this proxy in `Via` fields (RFC 9110 section 7.6.3); empty leaves `Via` alone.
     pub via: String,
     /// What is logged, and where.
@@ -58,6 +60,7 @@ impl Default for Settings {
             redirect: RedirectMode::Auto,
             steering: SteeringPolicy::Cpu,
             splice_size_min: 64 * 1024,
+            sockmap_size_min: 1024 * 1024,
             via: "underpass".into(),
             log: Log::default(),
             limits: Limits::default(),
@@ -106,6 +109,10 @@ pub struct Limits {
     pub pipes: u32,
     /// Size of one pipe in bytes; the kernel rounds it up to a power of two pages.
     pub pipe_size: u32,
+    /// Connections of one worker whose bytes sockmap can redirect at a time; 0 means none.
+    pub redirect_flows: u32,
+    /// Bytes that sockmap may redirect before the target has drained what it got: the credit of one direction.
+    pub redirect_credit: u64,
     /// Length of each listening socket's accept queue.
     pub backlog: u32,
     /// Idle connections that one worker keeps to one backend.
@@ -126,6 +133,8 @@ impl Default for Limits {
             request_body_size_max: 0,
             pipes: 64,
             pipe_size: 1024 * 1024,
+            redirect_flows: 4096,
+            redirect_credit: 1024 * 1024,
             backlog: 1024,
             backend_idle: 256,
             requests_per_connection: 0,
@@ -393,6 +402,8 @@ named! {
         Copy = "copy",
         /// Moved by the kernel through a pipe; userspace never sees them.
         Splice = "splice",
+        /// Redirected by BPF from socket to socket; the worker sleeps meanwhile.
+        Sockmap = "sockmap",
         /// Chosen per body.
         #[default]
         Auto = "auto",

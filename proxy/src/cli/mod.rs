@@ -111,7 +111,7 @@ enum RedirectAction {
     },
     /// Change a redirect mode; takes effect with the next body
     Set {
-        /// copy, splice or auto; for a cluster or listener also inherit
+        /// copy, splice, sockmap or auto; for a cluster or listener also inherit
         #[arg(value_parser = mode_or_inherit)]
         mode: Mode,
         /// Only for this cluster
@@ -274,7 +274,7 @@ mod tests {
         assert!(parse(&["underpass", "redirect", "set", "inherit", "--listener", "web"]).is_ok());
         let error = parse(&["underpass", "redirect", "set", "spliced"]).expect_err("unknown");
         assert_eq!(error.exit_code(), 2);
-        assert!(error.to_string().contains("use one of: copy, splice, auto, inherit"), "{error}");
+        assert!(error.to_string().contains("use one of: copy, splice, sockmap, auto, inherit"), "{error}");
         let both = ["underpass", "redirect", "set", "copy", "--cluster", "a", "--listener", "b"];
         assert!(parse(&both).is_err());
     }

@@ -37,6 +37,7 @@ mod admin;
 mod commands;
 mod link;
 mod machine;
+mod redirection;
 mod sockets;
 mod spawn;
 mod status;

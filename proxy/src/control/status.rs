@@ -9,13 +9,14 @@ use crate::http1::Reason;
 use crate::metrics::{Block, Counter, Histogram, Peer};
 
 /// Counters that go down again: they describe a process, and end with it.
-const GAUGES: [Counter; 7] = [
+const GAUGES: [Counter; 8] = [
     Counter::ClientsActive,
     Counter::RequestsActive,
     Counter::BackendsIdle,
     Counter::BackendsOpen,
     Counter::TunnelsActive,
     Counter::PipesUsed,
+    Counter::SockmapFlows,
     Counter::BuffersUsed,
 ];
 
@@ -73,6 +74,7 @@ impl Supervisor {
                 .collect(),
             steering: self.steering.status(),
             redirect: redirect_status(&self.state),
+            sockmap: self.redirection.status(),
             probes: self.steering.probes().to_vec(),
             access_log_lost_bytes: self.access_log.as_ref().map_or(0, AccessLog::lost_bytes),
             total,

@@ -21,6 +21,7 @@ use super::link::{Event, Letter, Link, Source, Told};
 use super::machine::{
     allowed_cpus, assign_cpus, check_user, descriptor_shortage, idle_workers, raise_descriptor_limit,
 };
+use super::redirection::Redirection;
 use super::sockets::{self, ListenerSockets};
 use super::status::clear_gauges;
 use super::steering::Steering;
@@ -58,6 +59,7 @@ pub(super) struct Supervisor {
     pub(super) blocks: Arc<Vec<Block>>,
     pub(super) workers: Vec<Worker>,
     pub(super) steering: Steering,
+    pub(super) redirection: Redirection,
     pub(super) access_log: Option<AccessLog>,
     pub(super) pending: Vec<Pending>,
     pub(super) next_command: u64,
@@ -93,6 +95,7 @@ impl Supervisor {
         let mut admin = admin::Server::bind(&settings.admin_socket)?;
         let sockets = sockets::open(&state.listeners, cpus.len(), settings.limits.backlog)?;
         let steering = Steering::start(settings.steering, &cpus, generation, &sockets);
+        let redirection = Redirection::start(&settings.limits, cpus.len());
         let blocks: Result<Vec<Block>, _> = cpus.iter().map(|_| Block::create()).collect();
         let access_log = start_access_log(&state, cpus.len())?;
         for (listener, opened) in state.listeners.iter_mut().zip(&sockets) {
@@ -112,6 +115,7 @@ impl Supervisor {
             blocks: Arc::new(blocks?),
             workers: cpus.into_iter().map(Worker::new).collect(),
             steering,
+            redirection,
             access_log,
             pending: Vec::new(),
             next_command: 0,
@@ -183,7 +187,7 @@ impl Supervisor {
     }
 
     /// The whole state, as a worker gets it when it starts.
-    fn start_letters(&self, index: usize) -> io::Result<Vec<Letter>> {
+    fn start_letters(&mut self, index: usize) -> io::Result<Vec<Letter>> {
         let mut descriptors = vec![Arc::new(self.blocks[index].fd().try_clone_to_owned()?)];
         if let Some(log) = &self.access_log {
             descriptors.push(Arc::new(log.pipe(index)?));
@@ -191,12 +195,16 @@ impl Supervisor {
         let slots = self.steering.slots();
         let steering = slots.is_some();
         descriptors.extend(slots);
+        let maps = self.redirection.prepare(index);
+        let redirect = maps.is_some();
+        descriptors.extend(maps.into_iter().flatten());
         let hello = ToWorker::Hello {
             index: u16::try_from(index).map_err(io::Error::other)?,
             cpu: self.workers[index].cpu,
             generation: self.generation,
             access_log: self.access_log.is_some(),
             steering,
+            redirect,
             seed: RandomState::new().build_hasher().finish(),
             settings: Box::new(self.state.settings.clone()),
         };

@@ -8,6 +8,7 @@ use std::time::Duration;
 use mio::event::Event;
 use mio::net::TcpStream;
 
+use super::redirect::Attachment;
 use super::{Buffer, BufferPool};
 
 /// What a read brought.
@@ -36,12 +37,22 @@ pub struct Endpoint {
     pub ended: bool,
     /// Bytes received and not yet passed on.
     pub buffer: Option<Buffer>,
+    /// What the kernel's redirection has to do with the socket.
+    pub(super) redirect: Attachment,
 }
 
 impl Endpoint {
     /// Wraps a connected or connecting stream.
     pub fn new(stream: TcpStream, readable: bool, writable: bool) -> Self {
-        Self { stream, readable, writable, hangup: false, ended: false, buffer: None }
+        Self {
+            stream,
+            readable,
+            writable,
+            hangup: false,
+            ended: false,
+            buffer: None,
+            redirect: Attachment::default(),
+        }
     }
 
     /// The stream, to register it.
@@ -59,7 +70,8 @@ impl Endpoint {
     pub fn note(&mut self, event: &Event) {
         self.readable |= event.is_readable() || event.is_read_closed();
         self.writable |= event.is_writable() || event.is_write_closed();
-        self.hangup |= event.is_read_closed() || event.is_error();
+        // The kernel's redirection stops with an error, which does not mean that the peer has gone.
+        self.hangup |= event.is_read_closed() || (event.is_error() && !self.is_read_by_kernel());
     }
 
     /// Reads into the buffer's room. A read that does not fill the room has emptied the socket, so the next one waits for

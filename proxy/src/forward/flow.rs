@@ -2,9 +2,10 @@
 
 use std::io::{self, IoSlice};
 
-use underpass_command::state::RedirectMode;
+use underpass_command::state::{RedirectMode, Settings};
 
-use super::{Buffer, BufferPool, Endpoint, Ledger, Part, Pipe, PipePool, Received};
+use super::redirect::{Begun, Run};
+use super::{Buffer, BufferPool, Endpoint, Ledger, Part, Pipe, PipePool, Received, Redirector};
 use crate::http1::{Edit, Reason};
 use crate::metrics::{Block, Counter};
 
@@ -49,6 +50,40 @@ pub struct Tools<'a> {
     pub pipes: &'a mut PipePool,
     /// Its counters.
     pub metrics: &'a Block,
+    /// The kernel's redirection, where it is available.
+    pub redirector: Option<&'a mut Redirector>,
+    /// The session that the flow belongs to: whom the kernel wakes for it.
+    pub session: usize,
+}
+
+/// What a flow carries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// The body of a request, from a client that may send its next request at any time.
+    Request,
+    /// The body of a response, from a backend that has nothing more to say then.
+    Response,
+    /// One direction of a tunnel.
+    Tunnel,
+}
+
+/// How the bytes of a flow are to be moved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Policy {
+    /// What was configured.
+    pub mode: RedirectMode,
+    /// In mode auto, the smallest rest worth a splice.
+    pub splice_size_min: u64,
+    /// In mode auto, the smallest rest worth a redirection by the kernel.
+    pub sockmap_size_min: u64,
+}
+
+impl Policy {
+    /// The policy of a mode, with the thresholds that are configured.
+    pub fn new(mode: RedirectMode, settings: &Settings) -> Self {
+        let Settings { splice_size_min, sockmap_size_min, .. } = *settings;
+        Self { mode, splice_size_min, sockmap_size_min }
+    }
 }
 
 /// One direction.
@@ -59,47 +94,57 @@ pub struct Flow {
     /// An edited head that the sink has not taken yet.
     pending: Option<Buffer>,
     pipe: Option<Pipe>,
-    mode: RedirectMode,
-    /// In mode auto, the smallest rest worth a splice.
-    splice_size_min: u64,
+    pub(super) kind: Kind,
+    pub(super) policy: Policy,
     /// The chunked coding is taken off.
     dechunk: bool,
     /// No pipe could be had, or the kernel refused: the rest is copied.
     splice_given_up: bool,
+    /// The kernel passes the bytes on now.
+    pub(super) run: Option<Run>,
+    /// The kernel's redirection was tried and is not wanted any more.
+    pub(super) redirect_given_up: bool,
     copied: u64,
     spliced: u64,
+    pub(super) redirected: u64,
 }
 
 impl Flow {
     /// A flow without a message.
     pub fn idle() -> Self {
-        Self::new(Ledger::settled(), RedirectMode::Copy, 0, false)
+        let policy = Policy { mode: RedirectMode::Copy, splice_size_min: 0, sockmap_size_min: 0 };
+        Self::new(Kind::Response, Ledger::settled(), policy, false)
     }
 
-    /// A flow for a message. The mode is kept until its end, however the configuration changes.
-    pub fn new(ledger: Ledger, mode: RedirectMode, splice_size_min: u64, dechunk: bool) -> Self {
+    /// A flow for a message. The policy is kept until its end, however the configuration changes.
+    pub fn new(kind: Kind, ledger: Ledger, policy: Policy, dechunk: bool) -> Self {
         Self {
             ledger,
             pending: None,
             pipe: None,
-            mode,
-            splice_size_min,
+            kind,
+            policy,
             dechunk,
             splice_given_up: false,
+            run: None,
+            redirect_given_up: false,
             copied: 0,
             spliced: 0,
+            redirected: 0,
         }
     }
 
-    /// Whether everything was passed on that is known so far: no edited head, no spliced byte is under way.
+    /// Whether everything was passed on that is known so far: no edited head, no spliced or redirected byte is under way.
     #[inline]
     pub fn is_flushed(&self) -> bool {
-        self.pending.is_none() && self.pipe.as_ref().is_none_or(|pipe| pipe.filled() == 0)
+        self.pending.is_none()
+            && self.run.is_none()
+            && self.pipe.as_ref().is_none_or(|pipe| pipe.filled() == 0)
     }
 
-    /// Changes how what is still to come is moved: a response has become a tunnel.
-    pub fn set_mode(&mut self, mode: RedirectMode, splice_size_min: u64) {
-        (self.mode, self.splice_size_min) = (mode, splice_size_min);
+    /// A response has become a tunnel: what is still under way of its head goes first.
+    pub fn become_tunnel(&mut self, ledger: Ledger, policy: Policy) {
+        (self.kind, self.ledger, self.policy) = (Kind::Tunnel, ledger, policy);
     }
 
     /// Sends bytes of the proxy's own; false when the sink does not take all now.
@@ -120,12 +165,7 @@ impl Flow {
     /// Bytes of body moved so far.
     #[inline]
     pub fn moved(&self) -> u64 {
-        self.copied + self.spliced
-    }
-
-    /// Whether a part of the body was spliced.
-    pub fn has_spliced(&self) -> bool {
-        self.spliced > 0
+        self.copied + self.spliced + self.redirected
     }
 
     /// Sends an edited head together with what the source's buffer holds of the body, in one call where possible.
@@ -138,25 +178,26 @@ impl Flow {
         head_size: usize,
         source: &mut Endpoint,
         sink: &mut Endpoint,
-        tools: &mut Tools<'_>,
+        buffers: &mut BufferPool,
+        metrics: &Block,
     ) -> Result<(), Broken> {
         let Some(buffer) = source.buffer.as_mut() else { return Ok(()) };
         let head_start = buffer.unscanned;
         buffer.unscanned += head_size;
         (buffer.start, buffer.cleared) = (buffer.unscanned, buffer.unscanned);
-        self.clear_buffered(buffer, tools.buffers)?;
+        self.clear_buffered(buffer, buffers)?;
         let whole = edit.size();
-        if whole > tools.buffers.edited_size_max() {
+        if whole > buffers.edited_size_max() {
             return Err(Broken::Refused(Reason::HeadTooLarge));
         }
         let body = buffer.cleared - buffer.start;
         let mut sent = 0;
         if self.is_flushed() && sink.writable {
-            let source_bytes = tools.buffers.bytes(buffer, head_start..buffer.end);
+            let source_bytes = buffers.bytes(buffer, head_start..buffer.end);
             let mut slices = [IoSlice::new(&[]); SLICES_MAX];
             if let Some(mut count) = edit.slices(source_bytes, &mut slices[..SLICES_MAX - 1]) {
                 if body > 0 {
-                    slices[count] = IoSlice::new(tools.buffers.bytes(buffer, buffer.start..buffer.cleared));
+                    slices[count] = IoSlice::new(buffers.bytes(buffer, buffer.start..buffer.cleared));
                     count += 1;
                 }
                 sent = sink.send(&slices[..count]).map_err(Broken::Sink)?;
@@ -166,9 +207,9 @@ impl Flow {
             }
         }
         if sent < whole {
-            self.keep_head(edit, head_start, sent, buffer, tools.buffers);
+            self.keep_head(edit, head_start, sent, buffer, buffers);
         } else {
-            self.count_copied((sent - whole) as u64, tools.metrics);
+            self.count_copied((sent - whole) as u64, metrics);
             buffer.sent(sent - whole);
         }
         Ok(())
@@ -222,6 +263,11 @@ impl Flow {
         tools: &mut Tools<'_>,
     ) -> Result<Progress, Broken> {
         for _ in 0..ROUNDS_MAX {
+            if self.run.is_some()
+                && let Some(progress) = self.look_after(source, sink, tools)?
+            {
+                return Ok(progress);
+            }
             if !self.flush(source, sink, tools)? {
                 return Ok(Progress::Blocked);
             }
@@ -234,6 +280,13 @@ impl Flow {
                 self.ledger.close().map_err(|_| Broken::SourceEnded)?;
                 self.release_pipe(tools);
                 return Ok(Progress::Done);
+            }
+            if self.wants_redirection(source) {
+                match self.redirect(source, sink, tools) {
+                    Begun::Yes => continue,
+                    Begun::Later => return Ok(Progress::Blocked),
+                    Begun::No => {}
+                }
             }
             if !source.readable {
                 self.release_pipe(tools);
@@ -295,6 +348,7 @@ impl Flow {
                 Ok(n) => {
                     self.spliced += n as u64;
                     metrics.add(Counter::BytesSpliced, n as u64);
+                    metrics.add(self.kind.spliced(), n as u64);
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => sink.writable = false,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -335,11 +389,11 @@ impl Flow {
         let left = self.ledger.data_left();
         // Until the connection closes the size is not known; a body that has been large goes on being large.
         let known = if left == u64::MAX { self.ledger.content() } else { left };
-        match self.mode {
+        match self.policy.mode {
             _ if self.splice_given_up => false,
             RedirectMode::Copy => false,
-            RedirectMode::Splice => left >= SPLICE_SIZE_LEAST,
-            RedirectMode::Auto => known >= self.splice_size_min.max(SPLICE_SIZE_LEAST),
+            RedirectMode::Splice | RedirectMode::Sockmap => left >= SPLICE_SIZE_LEAST,
+            RedirectMode::Auto => known >= self.policy.splice_size_min.max(SPLICE_SIZE_LEAST),
         }
     }
 
@@ -398,10 +452,11 @@ impl Flow {
         if n > 0 {
             self.copied += n;
             metrics.add(Counter::BytesCopied, n);
+            metrics.add(self.kind.copied(), n);
         }
     }
 
-    fn release_pipe(&mut self, tools: &mut Tools<'_>) {
+    pub(super) fn release_pipe(&mut self, tools: &mut Tools<'_>) {
         if let Some(pipe) = self.pipe.take() {
             tools.pipes.release(pipe);
         }
@@ -409,16 +464,45 @@ impl Flow {
 
     /// Ends the flow: gives everything back, and counts the body by how it was moved.
     pub fn finish(&mut self, tools: &mut Tools<'_>) {
+        self.abandon_run(tools);
         self.release_pipe(tools);
         if let Some(pending) = self.pending.take() {
             tools.buffers.release(pending);
         }
-        if self.spliced > 0 {
+        if self.redirected > 0 {
+            tools.metrics.add(Counter::BodiesRedirected, 1);
+        } else if self.spliced > 0 {
             tools.metrics.add(Counter::BodiesSpliced, 1);
         } else if self.copied > 0 {
             tools.metrics.add(Counter::BodiesCopied, 1);
         }
-        (self.copied, self.spliced) = (0, 0);
+        (self.copied, self.spliced, self.redirected) = (0, 0, 0);
+    }
+}
+
+impl Kind {
+    fn copied(self) -> Counter {
+        match self {
+            Self::Request => Counter::BytesRequestCopied,
+            Self::Response => Counter::BytesResponseCopied,
+            Self::Tunnel => Counter::BytesTunnelCopied,
+        }
+    }
+
+    fn spliced(self) -> Counter {
+        match self {
+            Self::Request => Counter::BytesRequestSpliced,
+            Self::Response => Counter::BytesResponseSpliced,
+            Self::Tunnel => Counter::BytesTunnelSpliced,
+        }
+    }
+
+    pub(super) fn redirected(self) -> Counter {
+        match self {
+            Self::Request => Counter::BytesRequestRedirected,
+            Self::Response => Counter::BytesResponseRedirected,
+            Self::Tunnel => Counter::BytesTunnelRedirected,
+        }
     }
 }
 

@@ -1,16 +1,19 @@
 //! How bodies get from one socket to the other, and the ledger that says how much of them is left.
 //!
-//! [`Flow`] is one direction: it copies through a [`Buffer`] or splices through a [`Pipe`], and enters every byte into its
-//! [`Ledger`].
+//! [`Flow`] is one direction: it copies through a [`Buffer`], splices through a [`Pipe`], or lets the kernel redirect
+//! (`redirect.rs`), and enters every byte into its [`Ledger`].
 
 mod buffer;
 mod endpoint;
 mod flow;
 mod ledger;
 mod pipe;
+mod redirect;
+pub mod self_test;
 
 pub use buffer::{Buffer, BufferPool, EDIT_ROOM};
 pub use endpoint::{Endpoint, Received};
-pub use flow::{Broken, Flow, Progress, Tools};
+pub use flow::{Broken, Flow, Kind, Policy, Progress, Tools};
 pub use ledger::{Ledger, Part, TrailerLimits};
 pub use pipe::{Pipe, PipePool};
+pub use redirect::Redirector;

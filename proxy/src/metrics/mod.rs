@@ -88,14 +88,48 @@ counters! {
     BodiesCopied = "bodies_copied",
     /// Bodies of which some part was spliced.
     BodiesSpliced = "bodies_spliced",
+    /// Bodies of which some part was redirected by sockmap.
+    BodiesRedirected = "bodies_sockmap",
     /// Bytes of bodies and tunnels copied through userspace.
     BytesCopied = "bytes_copied",
     /// Bytes of bodies and tunnels spliced.
     BytesSpliced = "bytes_spliced",
+    /// Bytes of bodies and tunnels redirected by sockmap.
+    BytesRedirected = "bytes_sockmap",
+    /// Bytes of request bodies copied.
+    BytesRequestCopied = "bytes_request_copied",
+    /// Bytes of request bodies spliced.
+    BytesRequestSpliced = "bytes_request_spliced",
+    /// Bytes of request bodies redirected by sockmap.
+    BytesRequestRedirected = "bytes_request_sockmap",
+    /// Bytes of response bodies copied.
+    BytesResponseCopied = "bytes_response_copied",
+    /// Bytes of response bodies spliced.
+    BytesResponseSpliced = "bytes_response_spliced",
+    /// Bytes of response bodies redirected by sockmap.
+    BytesResponseRedirected = "bytes_response_sockmap",
+    /// Bytes of tunnels copied, both ways.
+    BytesTunnelCopied = "bytes_tunnel_copied",
+    /// Bytes of tunnels spliced, both ways.
+    BytesTunnelSpliced = "bytes_tunnel_spliced",
+    /// Bytes of tunnels redirected by sockmap, both ways.
+    BytesTunnelRedirected = "bytes_tunnel_sockmap",
     /// Bodies that were to be spliced and were copied: no pipe was free.
     FallbackNoPipe = "fallback_no_pipe",
     /// Bodies that were to be spliced and were copied: the kernel refused (EINVAL).
     FallbackRefused = "fallback_splice_refused",
+    /// Bodies that were to go by sockmap and were not: it is not available here.
+    FallbackSockmapOff = "fallback_sockmap_off",
+    /// Bodies that were to go by sockmap and were not: all accounts were in use.
+    FallbackSockmapNoFlow = "fallback_sockmap_no_flow",
+    /// Bodies that were to go by sockmap and were not: the kernel refused one of the sockets.
+    FallbackSockmapRefused = "fallback_sockmap_refused",
+    /// Directions of tunnels that went on by splice: the socket could not be taken back while the other direction ran.
+    FallbackSockmapHeld = "fallback_sockmap_held",
+    /// Times the kernel stopped at the end of a credit or of a body.
+    SockmapStops = "sockmap_stops",
+    /// Directions redirected by sockmap now (gauge).
+    SockmapFlows = "sockmap_flows",
     /// Pipes in use now (gauge).
     PipesUsed = "pipes_used",
     /// Buffers in use now (gauge).

@@ -142,6 +142,7 @@ pub(super) fn retire(core: &mut Core, connections: &mut Connections, key: usize)
         return;
     }
     connection.session = None;
+    connection.endpoint.leave_targets();
     core.upstreams[upstream].idle.push(key);
     core.gauge(Counter::BackendsIdle, true);
     let deadline = core.now.ms + core.settings.timeouts.backend_keep_alive_ms;
@@ -162,6 +163,7 @@ pub(super) fn close(core: &mut Core, connections: &mut Connections, key: usize) 
         }
     }
     connection.endpoint.discard_buffer(&mut core.buffers);
+    connection.endpoint.detach(core.redirector.as_mut());
     core.gauge(Counter::BackendsOpen, false);
     // Closing the socket takes it out of epoll.
 }
@@ -205,3 +207,5 @@ pub(super) fn peek(endpoint: &mut Endpoint) -> Idle {
 
 /// The token of the control channel.
 pub(super) const CONTROL: Token = Token(usize::MAX - 1);
+/// The token of the wake-ups of the kernel's redirection.
+pub(super) const REDIRECT: Token = Token(usize::MAX - 2);

@@ -11,7 +11,7 @@ use super::log::AccessLog;
 use super::random::Random;
 use super::wheel::Wheel;
 use crate::balance::Balancer;
-use crate::forward::{BufferPool, PipePool, Tools, TrailerLimits};
+use crate::forward::{BufferPool, PipePool, Policy, Redirector, Tools, TrailerLimits};
 use crate::http1::{Edit, Fields, Limits, Reason};
 use crate::ipc::RedirectScope;
 use crate::metrics::{Block, Counter, Peer};
@@ -68,6 +68,8 @@ pub(super) struct Core {
     pub(super) settings: Settings,
     pub(super) buffers: BufferPool,
     pub(super) pipes: PipePool,
+    /// The kernel's redirection, where it is available.
+    pub(super) redirector: Option<Redirector>,
     pub(super) metrics: Block,
     pub(super) wheel: Wheel,
     pub(super) now: Now,
@@ -114,6 +116,7 @@ impl Core {
             registry,
             buffers: BufferPool::new(buffers, limits.buffer_size as usize),
             pipes: PipePool::new(limits.pipes, limits.pipe_size),
+            redirector: None,
             metrics,
             wheel: Wheel::new(sessions + super::connection::most(&settings), 0),
             now: Now::default(),
@@ -144,10 +147,21 @@ impl Core {
         }
     }
 
-    /// What flows need.
+    /// What the flows of a session need.
     #[inline]
-    pub(super) fn tools(&mut self) -> Tools<'_> {
-        Tools { buffers: &mut self.buffers, pipes: &mut self.pipes, metrics: &self.metrics }
+    pub(super) fn tools(&mut self, session: usize) -> Tools<'_> {
+        Tools {
+            buffers: &mut self.buffers,
+            pipes: &mut self.pipes,
+            metrics: &self.metrics,
+            redirector: self.redirector.as_mut(),
+            session,
+        }
+    }
+
+    /// How bytes are to be moved in a mode.
+    pub(super) fn policy(&self, mode: RedirectMode) -> Policy {
+        Policy::new(mode, &self.settings)
     }
 
     #[inline]

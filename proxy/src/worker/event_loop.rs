@@ -10,10 +10,10 @@ use slab::Slab;
 use underpass_command::state::{AtLimit, Protocol, ProxyProtocol};
 use underpass_loader::{WorkerSlot, WorkerState, monotonic_ns};
 
-use super::connection::{self, CONTROL, Connections};
+use super::connection::{self, CONTROL, Connections, REDIRECT};
 use super::core::Core;
 use super::session::{BUFFERS_PER_TUNNEL, Ending, OVERFLOW, Phase, Session, Step};
-use crate::forward::Endpoint;
+use crate::forward::{Endpoint, Redirector};
 use crate::http1::Reason;
 use crate::ipc::Channel;
 use crate::metrics::{Counter, Peer};
@@ -60,6 +60,10 @@ pub struct Worker {
     pub(super) began: Instant,
     pub(super) drain_deadline_ms: Option<u64>,
     pub(super) expired: Vec<usize>,
+    /// Sessions that the kernel's redirection has woken.
+    woken: Vec<usize>,
+    /// When sessions whose bytes are on their way were last looked at.
+    looked_ms: u64,
     /// Sessions that came beyond the limit of connections.
     overflow: usize,
     poll: Poll,
@@ -68,11 +72,14 @@ pub struct Worker {
 impl Worker {
     /// Puts a worker together; [`Self::run`] makes it work.
     pub(super) fn new(core: Core, poll: Poll, channel: Channel, slot: Option<WorkerSlot>) -> Self {
-        let sessions = core.settings.limits.connections as usize + OVERFLOW;
+        let limits = &core.settings.limits;
+        let sessions = limits.connections as usize + OVERFLOW;
         Self {
             sessions: Slab::with_capacity(sessions),
             connections: Slab::with_capacity(connection::most(&core.settings)),
             expired: Vec::with_capacity(sessions),
+            woken: Vec::with_capacity(sessions.max(limits.redirect_flows as usize) + EVENTS),
+            looked_ms: 0,
             core,
             channel,
             slot,
@@ -102,6 +109,7 @@ impl Worker {
                 count += 1;
             }
             self.core.metrics.add(Counter::LoopEvents, count);
+            self.look_after_redirections();
             self.run_queued();
             self.accept_pending();
             self.expire();
@@ -128,6 +136,9 @@ impl Worker {
         }
         if acceptable || core.log.is_blocked() {
             at_most(RETRY_MS);
+        }
+        if core.redirector.as_ref().is_some_and(Redirector::is_waiting) {
+            at_most(1);
         }
         if let Some(deadline) = self.drain_deadline_ms {
             at_most(deadline.saturating_sub(core.now.ms));
@@ -162,6 +173,9 @@ impl Worker {
             self.control();
             return;
         }
+        if event.token() == REDIRECT {
+            return; // looked at each turn
+        }
         let key = event.token().0 >> 2;
         match event.token().0 & 3 {
             kind if kind == Kind::Client as usize => self.client_event(key, event),
@@ -175,7 +189,7 @@ impl Worker {
         session.client.note(event);
         // An error means that the client has reset the connection: nobody is left to answer. What it sent before may still
         // be read, but a request nobody waits for is not worth serving.
-        if event.is_error() && matches!(session.client.take_error(), Ok(Some(_)) | Err(_)) {
+        if event.is_error() && session.client.has_failed() {
             if session.exchange.active {
                 self.core.count(Counter::AbortsClient);
                 session.exchange.ending = Ending::Client;
@@ -221,6 +235,29 @@ impl Worker {
         if !session.queued {
             session.queued = true;
             self.core.runnable.push_back(key);
+        }
+    }
+
+    /// Drives the sessions that the kernel's redirection has woken, and those whose bytes were on their way when they were
+    /// looked at last.
+    fn look_after_redirections(&mut self) {
+        let Some(redirector) = self.core.redirector.as_mut() else { return };
+        debug_assert!(self.woken.is_empty());
+        // Each millisecond at most: there is no event for what they wait for, and looking takes a system call.
+        if redirector.is_waiting() && self.core.now.ms > self.looked_ms {
+            self.looked_ms = self.core.now.ms;
+            redirector.take_waiting(&mut self.woken);
+        }
+        // More than there is room for is left for the next turn.
+        while self.woken.len() < self.woken.capacity()
+            && let Some(session) = redirector.next_woken()
+        {
+            self.woken.push(session);
+        }
+        while let Some(session) = self.woken.pop() {
+            if self.sessions.contains(session) {
+                self.drive(session);
+            }
         }
     }
 
@@ -285,6 +322,7 @@ impl Worker {
             self.core.waiting.retain(|other| *other != key);
         }
         session.client.discard_buffer(&mut self.core.buffers);
+        session.client.detach(self.core.redirector.as_mut());
         session.give_reservation_back(&mut self.core.buffers);
         if session.overflow {
             self.overflow -= 1;
@@ -464,6 +502,10 @@ impl Worker {
         let core = &self.core;
         debug_assert_eq!((core.buffers.used(), core.buffers.reserved()), (0, 0), "buffers used and reserved");
         debug_assert_eq!(core.pipes.used(), 0, "pipes used");
+        if let Some(redirector) = &core.redirector {
+            debug_assert_eq!((redirector.running(), redirector.used()), (0, 0), "redirections, accounts");
+            debug_assert!(matches!(redirector.population(), Ok((0, 0)) | Err(_)), "sockets in maps");
+        }
         debug_assert!(self.connections.is_empty(), "connections to backends");
         debug_assert!(core.upstreams.iter().all(|upstream| upstream.active == 0), "requests under way");
         debug_assert_eq!(self.overflow, 0, "connections beyond the limit");

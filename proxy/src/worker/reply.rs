@@ -3,7 +3,7 @@
 use std::io::{self, Read, Write};
 
 use super::event_loop::Worker;
-use super::session::{Ending, Exchange, Phase, Step};
+use super::session::{Ending, Exchange, Phase, Session, Step};
 use crate::forward::Flow;
 use crate::http1::{Framing, Method, Reason, Version};
 use crate::metrics::{Counter, Peer};
@@ -171,7 +171,7 @@ impl Worker {
     pub(super) fn reply(&mut self, key: usize) -> Step {
         let Self { core, sessions, .. } = self;
         let session = &mut sessions[key];
-        let mut tools = core.tools();
+        let mut tools = core.tools(key);
         match session.exchange.response.flush_own(&mut session.client, &mut tools) {
             Ok(true) => {}
             Ok(false) => return Step::Wait,
@@ -225,6 +225,9 @@ impl Worker {
     #[inline(never)]
     pub(super) fn linger(&mut self, key: usize) -> Step {
         let session = &mut self.sessions[key];
+        if !session.client.reclaim(self.core.redirector.as_mut()) {
+            return Step::Wait;
+        }
         let mut discarded = [0u8; DISCARD];
         for _ in 0..DISCARD_ROUNDS {
             if !session.client.readable {
@@ -248,6 +251,15 @@ impl Worker {
 
     /// A session's deadline has passed.
     pub(super) fn timed_out(&mut self, key: usize) {
+        if self.has_advanced(key) {
+            let session = &self.sessions[key];
+            let timeouts = &self.core.settings.timeouts;
+            let idle_ms =
+                if session.phase == Phase::Tunnel { timeouts.tunnel_idle_ms } else { timeouts.body_idle_ms };
+            self.deadline(key, idle_ms);
+            self.drive(key);
+            return;
+        }
         let session = &self.sessions[key];
         let exchange = &session.exchange;
         let step = match session.phase {
@@ -296,5 +308,13 @@ impl Worker {
             Step::Again => self.drive(key),
             Step::Wait | Step::Yield => {}
         }
+    }
+
+    /// Whether bytes have moved that no event told of: the kernel passes them on while the worker sleeps.
+    fn has_advanced(&self, key: usize) -> bool {
+        let Session { phase, exchange, .. } = &self.sessions[key];
+        let redirector = self.core.redirector.as_ref();
+        matches!(phase, Phase::Exchange | Phase::Tunnel)
+            && (exchange.request.has_advanced(redirector) || exchange.response.has_advanced(redirector))
     }
 }

@@ -19,6 +19,9 @@ const READS_MAX: usize = 16;
 impl Worker {
     /// Reads until a head is complete, then begins its request.
     pub(super) fn read_head(&mut self, key: usize) -> Step {
+        if !self.sessions[key].client.reclaim(self.core.redirector.as_mut()) {
+            return self.await_head(key);
+        }
         for _ in 0..READS_MAX {
             match self.parse_head(key) {
                 Ok(Some(head)) => return self.begin_request(key, head),
@@ -299,16 +302,18 @@ impl Worker {
         let bytes = core.buffers.bytes(buffer, buffer.unscanned..buffer.end);
         edit_request(bytes, &exchange.head, &core.fields, &edit, &mut core.edit);
         exchange.request = exchange.request_flow(core.trailer_limits, &core.settings);
-        let mut tools = crate::forward::Tools {
-            buffers: &mut core.buffers,
-            pipes: &mut core.pipes,
-            metrics: &core.metrics,
-        };
         let size = exchange.head.size as usize;
         let sink = &mut connections[connection].endpoint;
         sink.writable = true;
         session.phase = Phase::Exchange;
-        match exchange.request.send_head(&core.edit, size, &mut session.client, sink, &mut tools) {
+        match exchange.request.send_head(
+            &core.edit,
+            size,
+            &mut session.client,
+            sink,
+            &mut core.buffers,
+            &core.metrics,
+        ) {
             Ok(()) => {}
             Err(Broken::Refused(reason)) => return self.refuse(key, reason),
             // The first write failed, so the backend has seen nothing of the request.
@@ -365,7 +370,7 @@ impl Worker {
         let Self { core, sessions, connections, .. } = self;
         let session = &mut sessions[key];
         if let Some(connection) = session.backend.take() {
-            session.exchange.request.finish(&mut core.tools());
+            session.exchange.request.finish(&mut core.tools(key));
             connection::close(core, connections, connection);
         }
     }

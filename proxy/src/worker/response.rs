@@ -5,7 +5,7 @@ use underpass_command::state::{Protocol, SendProxy};
 use super::connection;
 use super::event_loop::Worker;
 use super::session::{Phase, Step};
-use crate::forward::{Broken, Flow, Ledger, Progress, Received, Tools};
+use crate::forward::{Broken, Flow, Kind, Ledger, Progress, Received};
 use crate::http1::{
     Framing, Known, Reason, ResponseEdit, ResponseHead, Version, edit_response, parse_response,
 };
@@ -54,7 +54,7 @@ impl Worker {
         let Some(connection) = session.backend else { return Step::Close };
         let exchange = &mut session.exchange;
         let before = exchange.request.moved();
-        let mut tools = Tools { buffers: &mut core.buffers, pipes: &mut core.pipes, metrics: &core.metrics };
+        let mut tools = core.tools(key);
         let sink = &mut connections[connection].endpoint;
         let progress = exchange.request.pump(&mut session.client, sink, &mut tools);
         let moved = exchange.request.moved() != before;
@@ -101,7 +101,7 @@ impl Worker {
         if session.exchange.response.is_flushed() {
             return Ok(true);
         }
-        let mut tools = Tools { buffers: &mut core.buffers, pipes: &mut core.pipes, metrics: &core.metrics };
+        let mut tools = core.tools(key);
         let source = &mut connections[connection].endpoint;
         session.exchange.response.flush(source, &mut session.client, &mut tools).map_err(|_| {
             tools.metrics.add(Counter::AbortsClient, 1);
@@ -200,7 +200,8 @@ impl Worker {
             exchange.close |=
                 exchange.response_until_close || dechunk || !exchange.request_done || core.draining;
             let ledger = Ledger::new(head.framing, core.trailer_limits);
-            exchange.response = Flow::new(ledger, exchange.mode, core.settings.splice_size_min, dechunk);
+            let policy = core.policy(exchange.mode);
+            exchange.response = Flow::new(Kind::Response, ledger, policy, dechunk);
             exchange.response_head_done = true;
         }
         let bytes = core.buffers.bytes(buffer, buffer.unscanned..buffer.end);
@@ -212,9 +213,15 @@ impl Worker {
             dechunk: final_response && old_client && head.framing == Framing::Chunked,
         };
         edit_response(bytes, &head, &core.fields, &edit, &mut core.edit);
-        let mut tools = Tools { buffers: &mut core.buffers, pipes: &mut core.pipes, metrics: &core.metrics };
         let size = head.size as usize;
-        match exchange.response.send_head(&core.edit, size, source, &mut session.client, &mut tools) {
+        match exchange.response.send_head(
+            &core.edit,
+            size,
+            source,
+            &mut session.client,
+            &mut core.buffers,
+            &core.metrics,
+        ) {
             Ok(()) => {}
             Err(Broken::Refused(reason)) => return self.refuse_response(key, reason),
             Err(_) => {
@@ -238,7 +245,7 @@ impl Worker {
         let Some(connection) = session.backend else { return Step::Close };
         let exchange = &mut session.exchange;
         let before = exchange.response.moved();
-        let mut tools = Tools { buffers: &mut core.buffers, pipes: &mut core.pipes, metrics: &core.metrics };
+        let mut tools = core.tools(key);
         let source = &mut connections[connection].endpoint;
         let progress = exchange.response.pump(source, &mut session.client, &mut tools);
         let moved = exchange.response.moved() != before;
@@ -323,8 +330,9 @@ impl Worker {
         exchange.active = false;
         exchange.bytes += exchange.response.moved();
         exchange.bytes_up += exchange.request.moved();
-        exchange.request.finish(&mut core.tools());
-        exchange.response.finish(&mut core.tools());
+        exchange.request.finish(&mut core.tools(key));
+        exchange.response.finish(&mut core.tools(key));
+        session.client.leave_targets();
         if session.protocol == Protocol::Http {
             core.gauge(Counter::RequestsActive, false);
         }

@@ -6,7 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use underpass_command::state::{Protocol, RedirectMode, Settings};
 
 use super::random::RequestName;
-use crate::forward::{BufferPool, Endpoint, Flow, Ledger, TrailerLimits};
+use crate::forward::{BufferPool, Endpoint, Flow, Kind, Ledger, Policy, TrailerLimits};
 use crate::http1::{Framing, Method, Reason, RequestHead, Span, Target, Version};
 
 /// Buffers that one request can need at once: what came from the client, what came from the backend, and an edited head
@@ -311,6 +311,6 @@ impl Exchange {
             set => set,
         };
         let ledger = Ledger::new(self.head.framing, limits).with_content_max(largest);
-        Flow::new(ledger, self.mode, settings.splice_size_min, false)
+        Flow::new(Kind::Request, ledger, Policy::new(self.mode, settings), false)
     }
 }

@@ -9,15 +9,16 @@ use mio::unix::SourceFd;
 use mio::{Interest, Poll};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use underpass_command::state::Settings;
-use underpass_loader::WorkerSlot;
+use underpass_loader::{REDIRECT_DESCRIPTORS, WorkerSlot};
 
 use super::CONTROL_FD;
-use super::connection::CONTROL;
+use super::connection::{CONTROL, REDIRECT};
 use super::control::apply;
 use super::core::Core;
 use super::event_loop::{Ended, Worker};
 use super::log::AccessLog;
 use super::session::OVERFLOW;
+use crate::forward::Redirector;
 use crate::ipc::{Channel, ToSupervisor, ToWorker};
 use crate::metrics::Block;
 
@@ -66,7 +67,8 @@ pub fn serve(channel: Channel, confinement: Confinement) -> anyhow::Result<Ended
 fn start(control: OwnedFd, confinement: Confinement) -> anyhow::Result<Worker> {
     let mut channel = Channel::from_fd(control);
     let (hello, descriptors) = next(&channel)?;
-    let ToWorker::Hello { index, cpu, generation, access_log, steering, seed, settings } = hello else {
+    let ToWorker::Hello { index, cpu, generation, access_log, steering, redirect, seed, settings } = hello
+    else {
         bail!("the first message from the supervisor was not the greeting");
     };
     let mut descriptors = descriptors.into_iter();
@@ -75,6 +77,13 @@ fn start(control: OwnedFd, confinement: Confinement) -> anyhow::Result<Worker> {
     let pipe = if access_log { Some(descriptor("access log")?) } else { None };
     let slot =
         if steering { Some(WorkerSlot::map(descriptor("steering map")?.as_fd(), index)?) } else { None };
+    let redirector = if redirect {
+        let maps: Vec<OwnedFd> = descriptors.by_ref().take(REDIRECT_DESCRIPTORS).collect();
+        let maps = maps.try_into().map_err(|_| anyhow!("the maps for redirection were not passed"))?;
+        Some(Redirector::open(maps, settings.limits.redirect_credit)?)
+    } else {
+        None
+    };
     if confinement == Confinement::Full {
         pin(cpu)?;
     }
@@ -82,7 +91,11 @@ fn start(control: OwnedFd, confinement: Confinement) -> anyhow::Result<Worker> {
     let registry = poll.registry().try_clone().context("epoll")?;
     let sessions = settings.limits.connections as usize + OVERFLOW;
     let log = AccessLog::new(pipe, settings.log.access, sessions);
+    if let Some(redirector) = &redirector {
+        poll.registry().register(&mut SourceFd(&redirector.wake_fd()), REDIRECT, Interest::READABLE)?;
+    }
     let mut core = Core::new(registry, *settings, metrics, log, seed);
+    core.redirector = redirector;
     loop {
         match next(&channel)? {
             (ToWorker::Run, _) => break,

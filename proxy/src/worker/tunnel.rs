@@ -2,7 +2,7 @@
 
 use super::event_loop::Worker;
 use super::session::{Ending, Phase, Step};
-use crate::forward::{Broken, Flow, Ledger, Progress, Tools};
+use crate::forward::{Broken, Flow, Kind, Ledger, Progress};
 use crate::http1::Framing;
 use crate::metrics::Counter;
 
@@ -10,12 +10,11 @@ impl Worker {
     /// The backend has agreed to switch protocols, and its head is on the way to the client.
     pub(super) fn open_upgrade_tunnel(&mut self, key: usize) -> Step {
         let exchange = &mut self.sessions[key].exchange;
-        let mode = exchange.mode;
+        let policy = self.core.policy(exchange.mode);
         let ledger = Ledger::new(Framing::UntilClose, self.core.trailer_limits);
         // The rest of the 101 head may still be under way in this flow, so it goes on with it.
-        exchange.response.ledger = ledger.clone();
-        exchange.response.set_mode(mode, self.core.settings.splice_size_min);
-        exchange.request = Flow::new(ledger, mode, self.core.settings.splice_size_min, false);
+        exchange.response.become_tunnel(ledger.clone(), policy);
+        exchange.request = Flow::new(Kind::Tunnel, ledger, policy, false);
         exchange.response_head_done = true;
         self.begin_tunnel(key)
     }
@@ -25,9 +24,9 @@ impl Worker {
         let session = &mut self.sessions[key];
         let exchange = &mut session.exchange;
         let ledger = Ledger::new(Framing::UntilClose, self.core.trailer_limits);
-        let size_min = self.core.settings.splice_size_min;
-        exchange.response = Flow::new(ledger.clone(), exchange.mode, size_min, false);
-        exchange.request = Flow::new(ledger, exchange.mode, size_min, false);
+        let policy = self.core.policy(exchange.mode);
+        exchange.response = Flow::new(Kind::Tunnel, ledger.clone(), policy, false);
+        exchange.request = Flow::new(Kind::Tunnel, ledger, policy, false);
         exchange.response.push_own(b"HTTP/1.1 200 Connection Established\r\n\r\n", &mut self.core.buffers);
         exchange.response_head_done = true;
         exchange.status = 200;
@@ -71,7 +70,7 @@ impl Worker {
         let backend = &mut connections[connection].endpoint;
         let exchange = &mut session.exchange;
         let before = exchange.request.moved() + exchange.response.moved();
-        let mut tools = Tools { buffers: &mut core.buffers, pipes: &mut core.pipes, metrics: &core.metrics };
+        let mut tools = core.tools(key);
         let mut yielded = false;
         for upward in [true, false] {
             let (flow, source, sink) = if upward {

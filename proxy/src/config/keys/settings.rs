@@ -50,7 +50,7 @@ pub(in crate::config) static ROOT: &[Key<Settings>] = &[
         redirect,
         RedirectMode,
         "How the bytes of a body get from one socket to the other: copy reads and writes them, splice lets the \
-         kernel move them, auto chooses per body. A listener or cluster may say otherwise."
+         kernel move them through a pipe, sockmap lets BPF pass them on while the worker sleeps, auto chooses per body. A listener or cluster may say otherwise."
     ),
     choice!(
         "steering",
@@ -66,6 +66,13 @@ pub(in crate::config) static ROOT: &[Key<Settings>] = &[
         0..=TIB,
         "bytes",
         "In mode auto, the smallest rest of a body that is worth a splice."
+    ),
+    integer!(
+        "sockmap_size_min",
+        sockmap_size_min,
+        0..=TIB,
+        "bytes",
+        "In mode auto, the smallest rest of a body that is worth a redirection by sockmap. Tunnels always are."
     ),
     text!(
         "via",
@@ -158,6 +165,20 @@ pub(in crate::config) static LIMITS: &[Key<Settings>] = &[
         4096..=64 * 1024 * 1024,
         "bytes",
         "Size of one pipe. The kernel rounds it up to a power of two pages."
+    ),
+    integer!(
+        "redirect_flows",
+        limits.redirect_flows,
+        0..=1024 * 1024,
+        "connections",
+        "Connections of one worker whose bytes sockmap can redirect at a time. 0 means that sockmap is not used."
+    ),
+    integer!(
+        "redirect_credit",
+        limits.redirect_credit,
+        64 * 1024..=64 * 1024 * 1024,
+        "bytes",
+        "Bytes that sockmap may pass on in one direction before the target has drained what it got."
     ),
     integer!(
         "backlog",

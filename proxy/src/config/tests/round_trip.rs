@@ -22,8 +22,10 @@ fn limits() -> impl Strategy<Value = Limits> {
             .prop_flat_map(|(buffer, head)| (Just(buffer), Just(head), 16..head))
     });
     let counts = (1..=1_048_576_u32, 0..=4_194_304_u32, 1..=500_u16, 0..=524_288_u32, 1..=65_535_u32);
-    (sizes, counts, 0..=(1_u64 << 60), 4096..=67_108_864_u32, 0..=1_048_576_u32, any::<u32>()).prop_map(
-        |((buffer_size, head_size_max, target_size_max), counts, body, pipe_size, backend_idle, requests)| {
+    let redirect = (0..=1_048_576_u32, 65_536..=67_108_864_u64);
+    (sizes, counts, 0..=(1_u64 << 60), 4096..=67_108_864_u32, 0..=1_048_576_u32, any::<u32>(), redirect)
+        .prop_map(|(sizes, counts, body, pipe_size, backend_idle, requests, redirect)| {
+            let (buffer_size, head_size_max, target_size_max) = sizes;
             Limits {
                 connections: counts.0,
                 buffers: counts.1,
@@ -37,9 +39,10 @@ fn limits() -> impl Strategy<Value = Limits> {
                 backlog: counts.4,
                 backend_idle,
                 requests_per_connection: requests,
+                redirect_flows: redirect.0,
+                redirect_credit: redirect.1,
             }
-        },
-    )
+        })
 }
 
 fn timeouts() -> impl Strategy<Value = Timeouts> {
@@ -70,20 +73,20 @@ fn settings() -> impl Strategy<Value = Settings> {
     let names =
         ("[a-z_][a-z0-9_-]{0,20}|", "/[^\\p{Cc}/]{1,20}", "[a-zA-Z0-9.!#$%&'*+^_`|~-]{1,20}(:[0-9]{1,4})?|");
     let modes = (select(RedirectMode::ALL), select(SteeringPolicy::ALL));
-    (0..=1024_u16, names, modes, 0..=(1_u64 << 40), log(), limits(), timeouts()).prop_map(
-        |(workers, (user, socket, via), (redirect, steering), splice_size_min, log, limits, timeouts)| {
-            Settings {
-                workers,
-                user,
-                admin_socket: socket.into(),
-                redirect,
-                steering,
-                splice_size_min,
-                via,
-                log,
-                limits,
-                timeouts,
-            }
+    let sizes = (0..=(1_u64 << 40), 0..=(1_u64 << 40));
+    (0..=1024_u16, names, modes, sizes, log(), limits(), timeouts()).prop_map(
+        |(workers, (user, socket, via), (redirect, steering), sizes, log, limits, timeouts)| Settings {
+            workers,
+            user,
+            admin_socket: socket.into(),
+            redirect,
+            steering,
+            splice_size_min: sizes.0,
+            sockmap_size_min: sizes.1,
+            via,
+            log,
+            limits,
+            timeouts,
         },
     )
 }

@@ -43,7 +43,7 @@ fn the_explanation_tells_meaning_range_and_default() {
                     # Takes: 4096 to 1048576 bytes. Default: 16384.\nbuffer_size = 16384\n";
     assert!(explain().contains(expected));
     let expected = "\n# Overrides the redirect mode of the process and of the listener.\n\
-                    # Takes: one of copy, splice, auto. No default.\n# redirect = \"splice\"\n";
+                    # Takes: one of copy, splice, sockmap, auto. No default.\n# redirect = \"splice\"\n";
     assert!(explain().contains(expected));
     let expected = "\n# Address of the backend. Unique in its cluster.\n\
                     # Takes: IP address and port. Required.\naddress = \"127.0.0.1:9000\"\n";
