@@ -65,6 +65,8 @@ pub enum Kind {
     Response,
     /// One direction of a tunnel.
     Tunnel,
+    /// One direction of a TCP connection.
+    Tcp,
 }
 
 /// How the bytes of a flow are to be moved.
@@ -137,9 +139,19 @@ impl Flow {
     /// Whether everything was passed on that is known so far: no edited head, no spliced or redirected byte is under way.
     #[inline]
     pub fn is_flushed(&self) -> bool {
-        self.pending.is_none()
-            && self.run.is_none()
-            && self.pipe.as_ref().is_none_or(|pipe| pipe.filled() == 0)
+        self.run.is_none() && self.holds_nothing()
+    }
+
+    /// Whether no byte of it is in the worker's hands.
+    #[inline]
+    pub fn holds_nothing(&self) -> bool {
+        self.pending.is_none() && self.pipe.as_ref().is_none_or(|pipe| pipe.filled() == 0)
+    }
+
+    /// Whether the kernel passes its bytes on now.
+    #[inline]
+    pub fn is_redirected(&self) -> bool {
+        self.run.is_some()
     }
 
     /// A response has become a tunnel: what is still under way of its head goes first.
@@ -486,6 +498,7 @@ impl Kind {
             Self::Request => Counter::BytesRequestCopied,
             Self::Response => Counter::BytesResponseCopied,
             Self::Tunnel => Counter::BytesTunnelCopied,
+            Self::Tcp => Counter::BytesTcpCopied,
         }
     }
 
@@ -494,6 +507,7 @@ impl Kind {
             Self::Request => Counter::BytesRequestSpliced,
             Self::Response => Counter::BytesResponseSpliced,
             Self::Tunnel => Counter::BytesTunnelSpliced,
+            Self::Tcp => Counter::BytesTcpSpliced,
         }
     }
 
@@ -502,6 +516,7 @@ impl Kind {
             Self::Request => Counter::BytesRequestRedirected,
             Self::Response => Counter::BytesResponseRedirected,
             Self::Tunnel => Counter::BytesTunnelRedirected,
+            Self::Tcp => Counter::BytesTcpRedirected,
         }
     }
 }

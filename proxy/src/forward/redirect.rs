@@ -283,7 +283,7 @@ impl Flow {
         match self.policy.mode {
             RedirectMode::Copy | RedirectMode::Splice => false,
             RedirectMode::Sockmap => left >= SIZE_LEAST,
-            RedirectMode::Auto if self.kind == Kind::Tunnel => true,
+            RedirectMode::Auto if matches!(self.kind, Kind::Tunnel | Kind::Tcp) => true,
             // Until the connection closes the size is not known.
             RedirectMode::Auto if left == u64::MAX => false,
             RedirectMode::Auto => left >= self.policy.sockmap_size_min.max(SIZE_LEAST),

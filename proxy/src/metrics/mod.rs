@@ -114,6 +114,12 @@ counters! {
     BytesTunnelSpliced = "bytes_tunnel_spliced",
     /// Bytes of tunnels redirected by sockmap, both ways.
     BytesTunnelRedirected = "bytes_tunnel_sockmap",
+    /// Bytes of TCP connections copied, both ways.
+    BytesTcpCopied = "bytes_tcp_copied",
+    /// Bytes of TCP connections spliced, both ways.
+    BytesTcpSpliced = "bytes_tcp_spliced",
+    /// Bytes of TCP connections redirected by sockmap, both ways.
+    BytesTcpRedirected = "bytes_tcp_sockmap",
     /// Bodies that were to be spliced and were copied: no pipe was free.
     FallbackNoPipe = "fallback_no_pipe",
     /// Bodies that were to be spliced and were copied: the kernel refused (EINVAL).

@@ -252,11 +252,12 @@ impl Worker {
     /// A session's deadline has passed.
     pub(super) fn timed_out(&mut self, key: usize) {
         if self.has_advanced(key) {
-            let session = &self.sessions[key];
-            let timeouts = &self.core.settings.timeouts;
-            let idle_ms =
-                if session.phase == Phase::Tunnel { timeouts.tunnel_idle_ms } else { timeouts.body_idle_ms };
-            self.deadline(key, idle_ms);
+            if self.sessions[key].phase == Phase::Tunnel {
+                self.renew_tunnel_deadline(key);
+            } else {
+                let body_idle_ms = self.core.settings.timeouts.body_idle_ms;
+                self.deadline(key, body_idle_ms);
+            }
             self.drive(key);
             return;
         }

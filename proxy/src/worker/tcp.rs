@@ -2,7 +2,7 @@
 
 use super::event_loop::Worker;
 use super::session::{BUFFERS_PER_TUNNEL, Step};
-use crate::forward::{Flow, Ledger};
+use crate::forward::{Flow, Kind, Ledger};
 use crate::http1::{Framing, Reason};
 use crate::metrics::{Counter, Peer};
 
@@ -19,9 +19,9 @@ impl Worker {
     pub(super) fn open_tcp_tunnel(&mut self, key: usize) -> Step {
         let exchange = &mut self.sessions[key].exchange;
         let ledger = Ledger::new(Framing::UntilClose, self.core.trailer_limits);
-        let size_min = self.core.settings.splice_size_min;
-        exchange.response = Flow::new(ledger.clone(), exchange.mode, size_min, false);
-        exchange.request = Flow::new(ledger, exchange.mode, size_min, false);
+        let policy = self.core.policy(exchange.mode);
+        exchange.response = Flow::new(Kind::Tcp, ledger.clone(), policy, false);
+        exchange.request = Flow::new(Kind::Tcp, ledger, policy, false);
         // From here on an end that is not in order must be a reset.
         exchange.response_head_done = true;
         self.core.count(Counter::TcpConnections);

@@ -49,7 +49,7 @@ impl Worker {
         Step::Again
     }
 
-    fn renew_tunnel_deadline(&mut self, key: usize) {
+    pub(super) fn renew_tunnel_deadline(&mut self, key: usize) {
         let timeouts = &self.core.settings.timeouts;
         let tcp = self.sessions[key].is_tcp();
         let idle_ms = if tcp { timeouts.tcp_idle_ms } else { timeouts.tunnel_idle_ms };
@@ -123,7 +123,8 @@ impl Worker {
         let upward = session.client.readable && !is_done(&exchange.request) && !exchange.request_broken;
         let downward =
             backend.is_some_and(|backend| backend.endpoint.readable) && !is_done(&exchange.response);
-        upward || downward
+        // What the kernel passes on is looked after whenever it wakes the worker.
+        upward || downward || exchange.request.is_redirected() || exchange.response.is_redirected()
     }
 
     /// Gives back the promise of buffers where nothing is under way.
@@ -135,8 +136,8 @@ impl Worker {
         let exchange = &session.exchange;
         let quiet = session.client.buffer.is_none()
             && backend.buffer.is_none()
-            && exchange.request.is_flushed()
-            && exchange.response.is_flushed();
+            && exchange.request.holds_nothing()
+            && exchange.response.holds_nothing();
         if quiet {
             session.give_reservation_back(&mut core.buffers);
         }
