@@ -191,14 +191,17 @@ impl Endpoint {
     fn take_back(&mut self, cookie: u64, redirector: &mut Redirector) -> io::Result<()> {
         // The parser wakes us from inside the kernel's read loop. Unhooking it under that loop would let the loop eat the
         // rest of the receive queue; it runs under the socket's lock, so whoever has had the lock finds it ended.
-        let state = tcp_sent(self.as_fd());
+        let _ = tcp_sent(self.as_fd());
         redirector.maps.remove_source(cookie);
         self.redirect.leave_sources();
         // The pending error of the stop. Whoever sends to this socket might meet it instead, and takes it for a full buffer:
         // so the socket counts as writable again.
-        let _ = self.take_error();
+        let error = self.take_error();
         (self.readable, self.writable) = (true, true);
-        if state?.closed { Err(io::ErrorKind::ConnectionReset.into()) } else { Ok(()) }
+        match error {
+            Ok(Some(error)) if error.kind() != io::ErrorKind::WouldBlock => Err(error),
+            _ => Ok(()),
+        }
     }
 
     /// Gives the account back, before the socket is closed.
