@@ -29,6 +29,18 @@ pub fn get(url: &str, options: &[&str]) -> (String, u64) {
     hash
 }
 
+/// Gets a URL; returns the body as text, or the status that curl ended with.
+#[track_caller]
+pub fn text(url: &str, options: &[&str]) -> Result<String, i32> {
+    let output = curl().args(options).arg(url).output();
+    let output = output
+        .unwrap_or_else(|error| panic!("curl cannot be started: {error}; on Debian: apt-get install curl"));
+    match output.status.code() {
+        Some(0) => Ok(String::from_utf8_lossy(&output.stdout).into_owned()),
+        code => Err(code.unwrap_or(-1)),
+    }
+}
+
 /// Puts a file: with Content-Length, or chunked. The file's name comes from `url`.
 #[track_caller]
 pub fn put(url: &str, file: &std::path::Path, chunked: bool) {

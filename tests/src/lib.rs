@@ -6,7 +6,9 @@
 
 pub mod backend;
 pub mod body;
+pub mod certificate;
 pub mod curl;
+pub mod haproxy;
 pub mod message;
 pub mod nginx;
 pub mod peer;

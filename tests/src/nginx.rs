@@ -9,6 +9,7 @@ use std::process::{Child, Command, Stdio};
 use tempfile::TempDir;
 
 use crate::body::{Content, hash_of};
+use crate::certificate::Certificate;
 use crate::ports::ReservedPort;
 use crate::wait::until;
 
@@ -27,6 +28,23 @@ impl Nginx {
     /// Starts one that serves these files.
     #[track_caller]
     pub fn start(files: &[(&str, Content)]) -> Self {
+        Self::start_with(files, "", "")
+    }
+
+    /// Starts one that speaks TLS with a certificate for these names.
+    #[track_caller]
+    pub fn start_tls(files: &[(&str, Content)], certificate: &Certificate, extra: &str) -> Self {
+        let lines = format!(
+            "ssl_protocols TLSv1.2 TLSv1.3; ssl_certificate {}; ssl_certificate_key {}; {extra}",
+            certificate.file().display(),
+            certificate.key().display()
+        );
+        Self::start_with(files, "ssl", &lines)
+    }
+
+    /// Starts one with options behind its `listen`, and further lines in its `server`.
+    #[track_caller]
+    pub fn start_with(files: &[(&str, Content)], options: &str, extra: &str) -> Self {
         let folder =
             tempfile::Builder::new().prefix("underpass-nginx-").tempdir().expect("a temporary folder");
         let path = folder.path();
@@ -39,7 +57,8 @@ impl Nginx {
         }
         let port = ReservedPort::new();
         let config = path.join("nginx.conf");
-        fs::write(&config, configuration(&folder, port.address())).expect("writing the configuration");
+        fs::write(&config, configuration(&folder, port.address(), options, extra))
+            .expect("writing the configuration");
         let log = File::create(path.join("log")).expect("a log file");
         let child = Command::new("nginx")
             .arg("-p")
@@ -99,7 +118,7 @@ impl Drop for Nginx {
     }
 }
 
-fn configuration(folder: &TempDir, address: SocketAddr) -> String {
+fn configuration(folder: &TempDir, address: SocketAddr, options: &str, extra: &str) -> String {
     let folder = folder.path().display();
     // SSI makes the length of a response unknown beforehand; there are no commands in the files, so the bytes stay.
     format!(
@@ -115,7 +134,8 @@ fn configuration(folder: &TempDir, address: SocketAddr) -> String {
             keepalive_requests 1000000;
             sendfile on;
             server {{
-                listen {address};
+                listen {address} {options};
+                {extra}
                 location /length/ {{ alias {folder}/files/; }}
                 location /chunked/ {{ alias {folder}/files/; ssi on; ssi_types *; }}
                 location /close/ {{ alias {folder}/files/; ssi on; ssi_types *; chunked_transfer_encoding off; }}

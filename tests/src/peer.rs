@@ -1,7 +1,7 @@
 //! One TCP connection that a test reads and writes byte by byte, as a client or as a backend.
 
 use std::io::{self, ErrorKind, Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::net::{IpAddr, Shutdown, SocketAddr, TcpStream};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -28,6 +28,18 @@ impl Peer {
         let stream = TcpStream::connect_timeout(&address, PATIENCE)
             .unwrap_or_else(|error| panic!("cannot connect to {address}: {error}"));
         Self::over(stream)
+    }
+
+    /// Connects as a client from this address.
+    #[track_caller]
+    pub fn connect_from(source: IpAddr, address: SocketAddr) -> Self {
+        let socket = Socket::new(socket2::Domain::for_address(address), socket2::Type::STREAM, None)
+            .expect("a socket can be made");
+        socket.bind(&SocketAddr::new(source, 0).into()).expect("an address of this host");
+        socket
+            .connect(&address.into())
+            .unwrap_or_else(|error| panic!("cannot connect to {address}: {error}"));
+        Self::over(socket.into())
     }
 
     /// Connects with a receive buffer so small that the sender soon feels it when nobody reads.

@@ -21,8 +21,10 @@ pub(crate) const PROFILE: &str = "checked";
 const TOOLS: &[Tool] = &[
     Tool::new("curl", "curl"),
     Tool::new("ethtool", "ethtool"),
+    Tool::new("haproxy", "haproxy"),
     Tool::new("ip", "iproute2"),
     Tool::new("nginx", "nginx-light"),
+    Tool::new("openssl", "openssl"),
     Tool::new("strace", "strace"),
     Tool::new("varnishtest", "varnish"),
 ];
