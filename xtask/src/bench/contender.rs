@@ -33,6 +33,8 @@ pub(super) enum Contender {
     UnderpassCopy,
     /// underpass, splicing
     UnderpassSplice,
+    /// underpass, redirecting by sockmap
+    UnderpassSockmap,
 }
 
 /// The programs that have to be installed.
@@ -59,7 +61,7 @@ impl Contender {
 
     /// Whether it is what this workspace builds.
     pub(super) fn is_underpass(self) -> bool {
-        matches!(self, Self::Underpass | Self::UnderpassCopy | Self::UnderpassSplice)
+        matches!(self, Self::Underpass | Self::UnderpassCopy | Self::UnderpassSplice | Self::UnderpassSockmap)
     }
 
     /// What it is, with its version.
@@ -71,7 +73,7 @@ impl Contender {
             Self::FloorSplice => Ok("the same, and responses go through a pipe of 1 MiB".into()),
             Self::Haproxy | Self::HaproxySplice => first_line(Command::new(path_of(HAPROXY)?).arg("-v")),
             Self::Nginx => first_line(Command::new(path_of(NGINX)?).arg("-v")),
-            Self::Underpass | Self::UnderpassCopy | Self::UnderpassSplice => {
+            Self::Underpass | Self::UnderpassCopy | Self::UnderpassSplice | Self::UnderpassSockmap => {
                 first_line(Command::new(launcher.underpass()?).arg("--version"))
             }
         }
@@ -92,6 +94,7 @@ impl Contender {
             Self::Underpass => Some(underpass(listen, backend, folder, "auto")),
             Self::UnderpassCopy => Some(underpass(listen, backend, folder, "copy")),
             Self::UnderpassSplice => Some(underpass(listen, backend, folder, "splice")),
+            Self::UnderpassSockmap => Some(underpass(listen, backend, folder, "sockmap")),
         }
     }
 
