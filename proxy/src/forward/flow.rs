@@ -474,9 +474,11 @@ impl Flow {
         }
     }
 
-    /// Ends the flow: gives everything back, and counts the body by how it was moved.
-    pub fn finish(&mut self, tools: &mut Tools<'_>) {
+    /// Ends the flow: gives everything back, and counts the body by how it was moved. Returns how many bytes were, the last
+    /// that the kernel has moved included.
+    pub fn finish(&mut self, tools: &mut Tools<'_>) -> u64 {
         self.abandon_run(tools);
+        let moved = self.moved();
         self.release_pipe(tools);
         if let Some(pending) = self.pending.take() {
             tools.buffers.release(pending);
@@ -489,6 +491,7 @@ impl Flow {
             tools.metrics.add(Counter::BodiesCopied, 1);
         }
         (self.copied, self.spliced, self.redirected) = (0, 0, 0);
+        moved
     }
 }
 

@@ -476,7 +476,14 @@ impl Flow {
         };
         // What the source still sends stays in its queue, for whoever throws it away.
         redirector.maps.grant(run.slot, 0, 0);
+        let fresh = redirector.maps.account(run.slot).used - run.debited;
         redirector.end_run(&run, tools.metrics);
+        if fresh > 0 {
+            self.ledger.debit(fresh);
+            self.redirected += fresh;
+            tools.metrics.add(Counter::BytesRedirected, fresh);
+            tools.metrics.add(self.kind.redirected(), fresh);
+        }
     }
 
     /// Whether the kernel has passed on bytes that nobody has entered yet.

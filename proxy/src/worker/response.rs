@@ -328,10 +328,8 @@ impl Worker {
             return;
         }
         exchange.active = false;
-        exchange.bytes += exchange.response.moved();
-        exchange.bytes_up += exchange.request.moved();
-        exchange.request.finish(&mut core.tools(key));
-        exchange.response.finish(&mut core.tools(key));
+        exchange.bytes_up += exchange.request.finish(&mut core.tools(key));
+        exchange.bytes += exchange.response.finish(&mut core.tools(key));
         session.client.leave_targets();
         if session.protocol == Protocol::Http {
             core.gauge(Counter::RequestsActive, false);

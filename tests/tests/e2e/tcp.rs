@@ -74,9 +74,12 @@ fn short_talk() -> Backend {
 
 #[test]
 fn each_connection_has_a_line_in_the_log() {
-    for format in [AccessLogFormat::Json, AccessLogFormat::Text] {
+    let formats = [AccessLogFormat::Json, AccessLogFormat::Text];
+    for (format, mode) in
+        formats.iter().flat_map(|format| RedirectMode::ALL.iter().map(|mode| (*format, *mode)))
+    {
         let backend = short_talk();
-        let (proxy, folder) = logging(Setup::to(&[backend.address()]), format);
+        let (proxy, folder) = logging(Setup::to(&[backend.address()]).redirect(mode), format);
         let mut client = Peer::connect(proxy.address());
         client.send("hello");
         assert_eq!(client.bytes(3), b"you");
