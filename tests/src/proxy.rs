@@ -254,7 +254,11 @@ impl Proxy {
         self.expect_workers_gone();
         let log = self.log();
         let unexpected: Vec<&str> = log.lines().filter(|line| self.is_unexpected(line)).collect();
-        assert!(unexpected.is_empty(), "unexpected in the log:\n{}", unexpected.join("\n"));
+        assert!(
+            unexpected.is_empty(),
+            "unexpected in the log:\n{}\nall of it:\n{log}",
+            unexpected.join("\n")
+        );
     }
 
     /// Sends a signal to the supervisor.

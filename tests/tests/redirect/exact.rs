@@ -6,14 +6,15 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::thread;
 
 use underpass_command::state::RedirectMode;
+use underpass_tests::proxy::Setup;
 
 use crate::client::{self, Outcomes, Tolerance};
-use crate::rig::{Rig, each_mode, seed};
+use crate::rig::{Rig, each_mode, seed, tight};
 use crate::scaled;
 
 const CLIENTS: u64 = 24;
-/// A fifth of what a full run asks for (`UNDERPASS_REDIRECT_COUNT=500`).
-const REQUESTS: u64 = 2000;
+/// A full run asks for 10,000 (`UNDERPASS_REDIRECT_COUNT=1000`).
+const REQUESTS: u64 = 1000;
 
 /// Clients that ask until so many requests have been made.
 pub(crate) fn load(addresses: &[SocketAddr], seed: u64, requests: u64, outcomes: &Outcomes) {
@@ -37,10 +38,10 @@ pub(crate) fn load(addresses: &[SocketAddr], seed: u64, requests: u64, outcomes:
     });
 }
 
-fn run(mode: RedirectMode) {
-    let seed = seed("exact", mode);
+fn run(mode: RedirectMode, what: &str, change: fn(Setup) -> Setup) {
+    let seed = seed(what, mode);
     let requests = scaled(REQUESTS);
-    let rig = Rig::new(mode, |setup| setup);
+    let rig = Rig::new(mode, change);
     let outcomes = Outcomes::default();
     load(&rig.addresses(), seed, requests, &outcomes);
     eprintln!("{mode}: {outcomes:?}; {}", rig.moved());
@@ -53,5 +54,8 @@ fn run(mode: RedirectMode) {
 #[test]
 fn every_byte_of_many_requests_arrives() {
     let _alone = crate::alone();
-    each_mode(run);
+    each_mode(|mode| {
+        run(mode, "exact, with room", |setup| setup);
+        run(mode, "exact, tight", tight);
+    });
 }

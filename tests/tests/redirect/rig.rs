@@ -146,6 +146,17 @@ fn roomy(state: &mut State) {
     state.routes.push(route);
 }
 
+/// Little of everything, so that each bound is met again and again: of credit, of accounts, of pipes, of room in buffers.
+pub(crate) fn tight(setup: Setup) -> Setup {
+    setup.with(|state| {
+        state.settings.sockmap_size_min = 16 * 1024;
+        let limits = &mut state.settings.limits;
+        (limits.redirect_credit, limits.redirect_flows) = (64 * 1024, 60);
+        (limits.buffer_size, limits.head_size_max, limits.target_size_max) = (4096, 4096, 2048);
+        (limits.pipes, limits.pipe_size) = (6, 16 * 1024);
+    })
+}
+
 /// What was to be tested has been: bytes went the way that the mode says.
 fn expect_mode(proxy: &Proxy, mode: RedirectMode) {
     let total = proxy.status().total;

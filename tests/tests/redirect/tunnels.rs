@@ -6,13 +6,14 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::thread;
 
 use underpass_command::state::RedirectMode;
+use underpass_tests::proxy::Setup;
 
 use crate::client::{self, Outcomes, Tolerance};
-use crate::rig::{Rig, each_mode, seed};
+use crate::rig::{Rig, each_mode, seed, tight};
 use crate::scaled;
 
 const CLIENTS: u64 = 24;
-const TUNNELS: u64 = 20;
+const TUNNELS: u64 = 10;
 
 /// Each client has one tunnel after the other.
 pub(crate) fn load(addresses: &[SocketAddr], seed: u64, tunnels: u64, outcomes: &Outcomes) {
@@ -28,10 +29,10 @@ pub(crate) fn load(addresses: &[SocketAddr], seed: u64, tunnels: u64, outcomes: 
     });
 }
 
-fn run(mode: RedirectMode) {
-    let seed = seed("tunnels", mode);
+fn run(mode: RedirectMode, what: &str, change: fn(Setup) -> Setup) {
+    let seed = seed(what, mode);
     let tunnels = scaled(TUNNELS);
-    let rig = Rig::new(mode, |setup| setup);
+    let rig = Rig::new(mode, change);
     let outcomes = Outcomes::default();
     load(&rig.addresses(), seed, tunnels, &outcomes);
     eprintln!("{mode}: {outcomes:?}; {}", rig.moved());
@@ -43,5 +44,8 @@ fn run(mode: RedirectMode) {
 #[test]
 fn both_directions_of_many_tunnels_arrive() {
     let _alone = crate::alone();
-    each_mode(run);
+    each_mode(|mode| {
+        run(mode, "tunnels, with room", |setup| setup);
+        run(mode, "tunnels, tight", tight);
+    });
 }
