@@ -48,6 +48,8 @@ pub struct Sent {
     pub unsent: u64,
     /// The connection is gone: reset, or closed in both directions.
     pub closed: bool,
+    /// The peer has said that it sends no more, or the connection is gone.
+    pub ended: bool,
 }
 
 /// Reads what a TCP socket has sent. Takes the socket's lock, so whatever the kernel was doing to the socket has been
@@ -64,11 +66,14 @@ pub fn tcp_sent(socket: BorrowedFd<'_>) -> io::Result<Sent> {
         handed: sent_once + u64::from(info.notsent_bytes),
         unsent: u64::from(info.notsent_bytes),
         closed: info.state == TCP_CLOSE,
+        ended: STATES_ENDED.contains(&info.state),
     })
 }
 
 /// State `TCP_CLOSE` of include/net/tcp_states.h.
 const TCP_CLOSE: u8 = 7;
+/// States of that file after the peer's FIN: `TCP_TIME_WAIT`, `TCP_CLOSE`, `TCP_CLOSE_WAIT`, `TCP_LAST_ACK`, `TCP_CLOSING`.
+const STATES_ENDED: [u8; 5] = [6, TCP_CLOSE, 8, 9, 11];
 
 /// Bytes in a socket's receive queue, without the end of the stream.
 ///

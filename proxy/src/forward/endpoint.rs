@@ -70,8 +70,8 @@ impl Endpoint {
     pub fn note(&mut self, event: &Event) {
         self.readable |= event.is_readable() || event.is_read_closed();
         self.writable |= event.is_writable() || event.is_write_closed();
-        // The kernel's redirection stops with an error, which does not mean that the peer has gone.
-        self.hangup |= event.is_read_closed() || (event.is_error() && !self.is_read_by_kernel());
+        // A connection that was reset is closed for reading too; an error alone may be the stop of a redirection.
+        self.hangup |= event.is_read_closed();
     }
 
     /// Reads into the buffer's room. A read that does not fill the room has emptied the socket, so the next one waits for

@@ -181,7 +181,11 @@ impl Endpoint {
 
     /// Whether the peer has closed its side and the kernel has read everything before that.
     fn is_exhausted(&self) -> bool {
-        self.hangup && !matches!(unread(self.as_fd()), Ok(1..))
+        // Events are hints; to take a source back that goes on sending would cost its bytes. The state first: what lies in no
+        // queue after the end has come was let through.
+        self.hangup
+            && tcp_sent(self.as_fd()).is_ok_and(|sent| sent.ended)
+            && !matches!(unread(self.as_fd()), Ok(1..))
     }
 
     /// Ends the kernel's reading. The source stands still: its parser has stopped, or nothing more can come.

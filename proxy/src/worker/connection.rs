@@ -17,6 +17,8 @@ use crate::proxy_protocol::{Addresses, Header};
 /// A connection to a backend.
 pub(super) struct Connection {
     pub(super) endpoint: Endpoint,
+    /// Tells its events from those of connections that had its key before.
+    pub(super) generation: u32,
     /// Index of the backend.
     pub(super) upstream: u32,
     /// Key of the session that uses it; none while it is idle.
@@ -52,13 +54,15 @@ pub(super) fn open(
     stream.set_nodelay(true)?;
     let entry = connections.vacant_entry();
     let key = entry.key();
+    let generation = core.next_generation();
     core.registry.register(
         &mut stream,
-        token(Kind::Backend, key),
+        token(Kind::Backend, key, generation),
         Interest::READABLE | Interest::WRITABLE,
     )?;
     entry.insert(Connection {
         endpoint: Endpoint::new(stream, false, false),
+        generation,
         upstream,
         session: Some(session),
     });

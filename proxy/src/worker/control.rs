@@ -134,7 +134,7 @@ fn add_listener(
         return Err(fault("there are too many listeners".to_owned()));
     }
     core.registry
-        .register(&mut socket, token(Kind::Listener, key), Interest::READABLE)
+        .register(&mut socket, token(Kind::Listener, key, 0), Interest::READABLE)
         .map_err(|error| fault(error.to_string()))?;
     let scope = core.routes.scope_of(&name);
     let names_scope = core.server_names.scope_of(&name);

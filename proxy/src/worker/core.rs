@@ -92,6 +92,8 @@ pub(super) struct Core {
     pub(super) runnable: VecDeque<usize>,
     /// Tunnels for whose bytes no buffer was left.
     pub(super) waiting: VecDeque<usize>,
+    /// Connections registered so far: each has its number, so that an event for one before it is known as such.
+    generations: u32,
     pub(super) draining: bool,
     /// The last accept failed for want of something other than connections.
     pub(super) accept_failed: bool,
@@ -141,10 +143,17 @@ impl Core {
             log,
             runnable: VecDeque::with_capacity(sessions),
             waiting: VecDeque::with_capacity(sessions),
+            generations: 0,
             draining: false,
             accept_failed: false,
             settings,
         }
+    }
+
+    /// The generation of a connection that is about to be registered.
+    pub(super) fn next_generation(&mut self) -> u32 {
+        self.generations = self.generations.wrapping_add(1);
+        self.generations
     }
 
     /// What the flows of a session need.

@@ -35,10 +35,14 @@ pub(super) enum Kind {
     Listener = 2,
 }
 
-/// Events are hints: a token can outlive what it stood for by the rest of a batch. So nothing is done on an event's word
-/// alone; the next system call on the socket decides.
-pub(super) fn token(kind: Kind, key: usize) -> Token {
-    Token(key << 2 | kind as usize)
+/// Bits of a key in a token; below them two for the kind, above them those of the generation.
+const KEY_BITS: u32 = 32;
+const GENERATION_MASK: u32 = u32::MAX >> 2;
+
+/// A token can outlive what it stood for by the rest of a batch, and the key be given to another connection meanwhile: the
+/// generation tells them apart. All the same, events are hints: the next system call on the socket decides.
+pub(super) fn token(kind: Kind, key: usize, generation: u32) -> Token {
+    Token(((generation & GENERATION_MASK) as usize) << (KEY_BITS + 2) | key << 2 | kind as usize)
 }
 
 /// How a worker ended.
@@ -176,10 +180,21 @@ impl Worker {
         if event.token() == REDIRECT {
             return; // looked at each turn
         }
-        let key = event.token().0 >> 2;
-        match event.token().0 & 3 {
-            kind if kind == Kind::Client as usize => self.client_event(key, event),
-            kind if kind == Kind::Backend as usize => self.backend_event(key, event),
+        let Token(number) = event.token();
+        let key = (number >> 2) & ((1 << KEY_BITS) - 1);
+        let is_current =
+            |generation: u32| (generation & GENERATION_MASK) as usize == number >> (KEY_BITS + 2);
+        match number & 3 {
+            kind if kind == Kind::Client as usize => {
+                if self.sessions.get(key).is_some_and(|session| is_current(session.generation)) {
+                    self.client_event(key, event);
+                }
+            }
+            kind if kind == Kind::Backend as usize => {
+                if self.connections.get(key).is_some_and(|connection| is_current(connection.generation)) {
+                    self.backend_event(key, event);
+                }
+            }
             _ => self.accept(key),
         }
     }
@@ -387,14 +402,17 @@ impl Worker {
         let entry = self.sessions.vacant_entry();
         let key = entry.key();
         let interest = Interest::READABLE | Interest::WRITABLE;
-        if self.core.registry.register(&mut stream, token(Kind::Client, key), interest).is_err() {
+        let generation = self.core.next_generation();
+        if self.core.registry.register(&mut stream, token(Kind::Client, key, generation), interest).is_err() {
             self.core.count(Counter::AcceptFailed);
             return;
         }
         let listener = u16::try_from(listener).unwrap_or(u16::MAX);
         let configured = &self.core.listeners[usize::from(listener)].configured;
         let (protocol, proxy_protocol) = (configured.protocol, configured.proxy_protocol);
-        entry.insert(Session::new(Endpoint::new(stream, false, true), listener, protocol, peer));
+        let mut session = Session::new(Endpoint::new(stream, false, true), listener, protocol, peer);
+        session.generation = generation;
+        entry.insert(session);
         if full {
             self.sessions[key].overflow = true;
             self.overflow += 1;

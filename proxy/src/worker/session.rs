@@ -115,6 +115,8 @@ impl std::fmt::Write for AddressText {
 /// A client connection.
 pub(super) struct Session {
     pub(super) client: Endpoint,
+    /// Tells its events from those of sessions that had its key before.
+    pub(super) generation: u32,
     pub(super) listener: u16,
     pub(super) protocol: Protocol,
     pub(super) phase: Phase,
@@ -151,6 +153,7 @@ impl Session {
     pub(super) fn new(client: Endpoint, listener: u16, protocol: Protocol, peer: SocketAddr) -> Self {
         Self {
             client,
+            generation: 0,
             listener,
             protocol,
             phase: Phase::Head,
