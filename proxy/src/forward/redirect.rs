@@ -10,7 +10,10 @@ use std::os::fd::{AsFd, OwnedFd, RawFd};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use underpass_command::state::RedirectMode;
-use underpass_loader::{REDIRECT_DESCRIPTORS, RedirectMaps, Sent, socket_cookie, tcp_sent, unread};
+use underpass_loader::{
+    REDIRECT_DESCRIPTORS, RedirectMaps, Sent, socket_cookie, tcp_handed_at_least, tcp_handed_exactly,
+    tcp_sent, unread,
+};
 
 use super::{Broken, Endpoint, Flow, Kind, Progress, Tools};
 use crate::metrics::{Block, Counter};
@@ -345,15 +348,14 @@ impl Flow {
         }
         let Ok(account) = source.account(redirector) else { return Err(refused) };
         let (slot, cookie) = account.ok_or(NotBegun::Never(Counter::FallbackSockmapNoFlow))?;
-        let sent = match tcp_sent(sink.as_fd()) {
-            Ok(sent) if !sent.closed => sent,
+        // What the target has been handed before the first redirected byte: from here on nobody else may write to it.
+        let (base, sent) = match tcp_handed_exactly(sink.as_fd()) {
+            Ok((handed, sent)) if !sent.closed => (handed, sent),
             _ => return Err(refused),
         };
         if !sink.has_drained(&sent, redirector.credit / 2) {
             return Err(NotBegun::Later);
         }
-        // What the target has been handed before the first redirected byte: from here on nobody else may write to it.
-        let base = sent.handed;
         let total = self.ledger.data_left();
         let limit = total.min(redirector.credit);
         redirector.maps.open_account(slot, limit, redirector.wake_at(limit, total));
@@ -399,11 +401,12 @@ impl Flow {
                 tools.metrics.add(Counter::BytesRedirected, fresh);
                 tools.metrics.add(self.kind.redirected(), fresh);
             }
-            let sent = tcp_sent(sink.as_fd()).map_err(Broken::Sink)?;
+            let (handed, sent) = tcp_handed_at_least(sink.as_fd()).map_err(Broken::Sink)?;
             if sent.closed {
                 return Err(Broken::Sink(io::ErrorKind::ConnectionReset.into()));
             }
-            let handed = sent.handed - run.base;
+            // Less than the base where acknowledgements came while it was read.
+            let handed = handed.saturating_sub(run.base);
             let behind = account.used.saturating_sub(handed) + sent.unsent;
             if source.redirect.is_source && (account.stopped || exhausted) {
                 source.take_back(run.cookie, redirector).map_err(Broken::Source)?;

@@ -226,6 +226,12 @@ impl Worker {
 
     /// Takes a session as far as it goes.
     pub(super) fn drive(&mut self, key: usize) {
+        let session = &mut self.sessions[key];
+        if session.client.is_read_by_kernel() && !session.exchange.request.is_redirected() {
+            // Whatever the phase: until it is taken back, the error of the parser's stop may be met by whoever writes to the
+            // client, and be taken for a full buffer that no event will empty.
+            session.client.reclaim(self.core.redirector.as_mut());
+        }
         for _ in 0..STEPS_MAX {
             let step = match self.sessions[key].phase {
                 Phase::Preface => self.preface(key),

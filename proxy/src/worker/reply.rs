@@ -225,8 +225,8 @@ impl Worker {
     #[inline(never)]
     pub(super) fn linger(&mut self, key: usize) -> Step {
         let session = &mut self.sessions[key];
-        if !session.client.reclaim(self.core.redirector.as_mut()) {
-            return Step::Wait;
+        if session.client.is_read_by_kernel() {
+            return Step::Wait; // it has said nothing more: `Worker::drive`
         }
         let mut discarded = [0u8; DISCARD];
         for _ in 0..DISCARD_ROUNDS {

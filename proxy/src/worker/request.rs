@@ -19,8 +19,8 @@ const READS_MAX: usize = 16;
 impl Worker {
     /// Reads until a head is complete, then begins its request.
     pub(super) fn read_head(&mut self, key: usize) -> Step {
-        if !self.sessions[key].client.reclaim(self.core.redirector.as_mut()) {
-            return self.await_head(key);
+        if self.sessions[key].client.is_read_by_kernel() {
+            return self.await_head(key); // it has said nothing since the last request: `Worker::drive`
         }
         for _ in 0..READS_MAX {
             match self.parse_head(key) {

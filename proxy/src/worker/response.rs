@@ -87,6 +87,7 @@ impl Worker {
             Err(Broken::Sink(error)) => {
                 // The backend may have answered before it went: that answer, not the failed write, decides.
                 exchange.break_request(&error);
+                exchange.bytes_up += exchange.request.finish(&mut core.tools(key));
                 connections[connection].endpoint.readable = true;
                 Step::Wait
             }
