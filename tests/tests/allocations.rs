@@ -7,7 +7,7 @@ use std::cell::Cell;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use underpass::metrics::Counter;
-use underpass_command::state::{AccessLogFormat, RedirectMode};
+use underpass_command::state::{AccessLogFormat, Protocol, RedirectMode};
 use underpass_tests::proxy::{MODES, Setup};
 use underpass_tests::worker::Worker;
 use underpass_tests::{Backend, GET, Peer};
@@ -145,10 +145,53 @@ fn steady_state_allocates_nothing(mode: RedirectMode) {
     worker.stop();
 }
 
+/// Connections to a TCP listener, each with a little said both ways.
+fn talks(address: std::net::SocketAddr, count: usize) {
+    for _ in 0..count {
+        let mut clients: Vec<Peer> = (0..8).map(|_| Peer::connect(address)).collect();
+        for size in [1, 1000, 200_000] {
+            for client in &mut clients {
+                client.send(vec![b'x'; size]);
+            }
+            for client in &mut clients {
+                assert_eq!(client.bytes(size).len(), size);
+            }
+        }
+        for client in &mut clients {
+            client.finish();
+            client.expect_end();
+        }
+    }
+}
+
+/// Nor does a connection to a TCP listener, whose tunnel rests and goes on and has buffers promised anew each time.
+fn tcp_allocates_nothing(mode: RedirectMode) {
+    let backend = Backend::start(|connection| {
+        while let Ok(bytes) = connection.peer.some()
+            && !bytes.is_empty()
+        {
+            connection.peer.send(bytes);
+        }
+    });
+    let setup = Setup::to(&[backend.address()]).redirect(mode).with(|state| {
+        state.settings.log.access = AccessLogFormat::Json;
+        state.listeners[0].protocol = Protocol::Tcp;
+    });
+    let worker = Worker::start_after(|| COUNTED.set(true), setup);
+    talks(worker.address(), 2);
+    let before = CALLS.load(Ordering::SeqCst);
+    talks(worker.address(), 5);
+    worker.until(Counter::TcpConnections, 7 * 8);
+    let calls = CALLS.load(Ordering::SeqCst) - before;
+    assert_eq!(calls, 0, "{mode}: {calls} calls of the allocator for 40 connections");
+    worker.stop();
+}
+
 /// One test, because the count is one for the whole process.
 #[test]
 fn a_worker_in_its_steady_state_allocates_nothing() {
     for mode in MODES {
         steady_state_allocates_nothing(mode);
+        tcp_allocates_nothing(mode);
     }
 }

@@ -18,7 +18,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::state::{RedirectMode, SteeringPolicy};
+use crate::state::{Protocol, RedirectMode, SteeringPolicy};
 
 /// What a running proxy does.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -117,6 +117,9 @@ impl fmt::Display for WorkerState {
 pub struct ListenerStatus {
     /// Its name.
     pub name: String,
+    /// What is spoken on its connections.
+    #[serde(default)]
+    pub protocol: Protocol,
     /// The address it listens on; where port 0 was configured, with the port that the kernel chose.
     pub address: SocketAddr,
 }

@@ -13,7 +13,7 @@ pub(super) fn status(status: &Status) -> String {
     let uptime = duration(status.uptime_ms / 1000);
     line(&mut out, &format!("underpass {}, process {}, up {uptime}{draining}", status.version, status.pid));
     for listener in &status.listeners {
-        line(&mut out, &format!("listener  {}  {}", listener.name, listener.address));
+        line(&mut out, &format!("listener  {}  {}  {}", listener.name, listener.address, listener.protocol));
     }
     for cluster in &status.clusters {
         let backends: Vec<String> = cluster.backends.iter().map(ToString::to_string).collect();
@@ -36,8 +36,8 @@ pub(super) fn status(status: &Status) -> String {
 
 fn worker_rows(status: &Status) -> Vec<Vec<String>> {
     let header = [
-        "worker", "cpu", "state", "process", "restarts", "open", "accepted", "requests", "4xx", "5xx",
-        "copied", "spliced", "p50 us", "p99 us",
+        "worker", "cpu", "state", "process", "restarts", "open", "accepted", "requests", "tunnels", "4xx",
+        "5xx", "copied", "spliced", "p50 us", "p99 us",
     ];
     let mut rows = vec![header.map(str::to_owned).to_vec()];
     for worker in &status.workers {
@@ -65,6 +65,7 @@ fn counter_cells(counters: &Counters) -> Vec<String> {
         counters.value("connections_active").to_string(),
         counters.value("connections_accepted").to_string(),
         counters.value("requests").to_string(),
+        counters.value("tunnels").to_string(),
         counters.value("responses_4xx").to_string(),
         counters.value("responses_5xx").to_string(),
         bytes(counters.value("bytes_copied")),

@@ -61,7 +61,11 @@ impl Supervisor {
                 .state
                 .listeners
                 .iter()
-                .map(|listener| ListenerStatus { name: listener.name.clone(), address: listener.address })
+                .map(|listener| ListenerStatus {
+                    name: listener.name.clone(),
+                    protocol: listener.protocol,
+                    address: listener.address,
+                })
                 .collect(),
             clusters: self
                 .state

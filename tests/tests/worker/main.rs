@@ -8,5 +8,6 @@ mod limits;
 mod pool;
 mod soak;
 mod tcp;
+mod tcp_soak;
 mod timeouts;
 mod tunnels;

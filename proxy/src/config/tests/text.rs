@@ -80,3 +80,16 @@ fn the_example_is_valid() {
     assert_eq!(warnings, []);
     assert_eq!((state.listeners.len(), state.clusters.len(), state.routes.len()), (1, 2, 2));
 }
+
+#[test]
+fn the_examples_of_the_readme_are_valid() {
+    let readme = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../README.md"))
+        .expect("the file");
+    let examples: Vec<&str> =
+        readme.split("```toml\n").skip(1).filter_map(|rest| rest.split("```").next()).collect();
+    assert_eq!(examples.len(), 2);
+    for example in examples {
+        let (_, warnings) = parse_with_warnings(example, "README.md").expect("valid");
+        assert_eq!(warnings, []);
+    }
+}
