@@ -109,9 +109,10 @@ impl Client<'_> {
         if self.exit == Exit::Receiving {
             line.quit_at = down * at / 1000;
         }
+        let mut out = Out::new(self.peer.stream(), seed);
+        out.watched_by(&mut line);
         thread::scope(|scope| {
             let writer = scope.spawn(|| {
-                let mut out = Out::new(self.peer.stream(), seed);
                 if self.exit == Exit::Sending {
                     out.cut_after(up * at / 1000);
                 }

@@ -3,6 +3,8 @@
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::TcpStream;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use underpass_tests::Message;
@@ -21,6 +23,8 @@ pub(crate) struct Out<'a> {
     /// How long the next piece is.
     piece: usize,
     sent: u64,
+    /// Tells the reader of this side that something moves.
+    progress: Arc<AtomicU64>,
     /// Where it breaks off.
     cut_at: u64,
     /// It has broken off.
@@ -30,10 +34,23 @@ pub(crate) struct Out<'a> {
 impl<'a> Out<'a> {
     pub(crate) fn new(stream: &'a TcpStream, seed: u64) -> Self {
         let random = Random::new(seed ^ 0x6f75_7421);
-        let mut out =
-            Self { stream, random, held: Vec::new(), piece: 0, sent: 0, cut_at: u64::MAX, is_cut: false };
+        let mut out = Self {
+            stream,
+            random,
+            held: Vec::new(),
+            piece: 0,
+            sent: 0,
+            progress: Arc::default(),
+            cut_at: u64::MAX,
+            is_cut: false,
+        };
         out.piece = out.next_piece();
         out
+    }
+
+    /// What the reader of this side may know.
+    pub(crate) fn watched_by(&mut self, line: &mut Line<'_>) {
+        self.progress = Arc::clone(&line.others);
     }
 
     /// Breaks off after so many bytes more.
@@ -67,7 +84,10 @@ impl<'a> Out<'a> {
     pub(crate) fn flush(&mut self) -> io::Result<()> {
         let left = usize::try_from(self.cut_at - self.sent).unwrap_or(usize::MAX);
         let count = self.held.len().min(left);
-        self.stream.write_all(&self.held[..count])?;
+        for part in self.held[..count].chunks(16 * 1024) {
+            self.stream.write_all(part)?;
+            self.progress.fetch_add(1, Relaxed);
+        }
         self.sent += count as u64;
         self.is_cut = count < self.held.len();
         self.held.clear();
@@ -138,6 +158,8 @@ pub(crate) struct Line<'a> {
     received: u64,
     /// After so many it stops reading.
     pub(crate) quit_at: u64,
+    /// Grows while this side can write: a reader that waits for an answer to what is still being sent does not hang.
+    others: Arc<AtomicU64>,
     /// What is read last is ended by the end of the connection.
     pub(crate) reads_until_end: bool,
     /// What is read, for whoever has to find out why it was not what it should be.
@@ -155,6 +177,7 @@ impl<'a> Line<'a> {
             at: 0,
             received: 0,
             quit_at: u64::MAX,
+            others: Arc::default(),
             reads_until_end: false,
             what: String::new(),
         }
@@ -193,9 +216,13 @@ impl<'a> Line<'a> {
         self.at = 0;
         let old = self.unread.len();
         self.unread.resize(old + most, 0);
+        let mut others = self.others.load(Relaxed);
         let outcome = loop {
             match (&mut &*self.stream).read(&mut self.unread[old..]) {
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) if is_timeout(&error) && others != self.others.load(Relaxed) => {
+                    others = self.others.load(Relaxed);
+                }
                 outcome => break outcome,
             }
         };
