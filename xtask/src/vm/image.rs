@@ -2,7 +2,6 @@
 
 use std::fs;
 use std::io::Write as _;
-use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -11,6 +10,7 @@ use anyhow::{Context as _, Result, ensure};
 
 use super::kernel::Kernel;
 use super::network::GUEST;
+use super::traffic::Backends;
 use crate::tools::{find, workspace_root};
 
 /// Where the guest keeps the configuration of the proxy.
@@ -27,8 +27,8 @@ pub(super) struct Contents<'a> {
     pub(super) proxy: &'a Path,
     /// A BPF object to be used instead of the one in the executable.
     pub(super) bpf_object: Option<&'a Path>,
-    /// The backend.
-    pub(super) backend: SocketAddr,
+    /// Where the proxy's backends are.
+    pub(super) backends: Backends,
     /// Programs that test, by name.
     pub(super) tests: &'a [(String, PathBuf)],
 }
@@ -69,7 +69,9 @@ pub(super) fn build(folder: &Path, kernel: &Kernel, contents: &Contents<'_>) -> 
     };
     tree.text("init", &ours("init")?.replace("GUEST_ADDRESS", &GUEST.to_string()))?;
     fs::set_permissions(tree.root.join("init"), fs::Permissions::from_mode(0o755))?;
-    let configuration = ours("underpass.toml")?.replace("BACKEND_ADDRESS", &contents.backend.to_string());
+    let configuration = ours("underpass.toml")?
+        .replace("HTTP_ADDRESS", &contents.backends.http.to_string())
+        .replace("ECHO_ADDRESS", &contents.backends.echo.to_string());
     tree.text(CONFIGURATION.trim_start_matches('/'), &configuration)?;
     tree.text("etc/passwd", "root:x:0:0:root:/:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n")?;
     tree.text("etc/group", "root:x:0:\nnogroup:x:65534:\n")?;

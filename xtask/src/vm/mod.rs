@@ -14,7 +14,6 @@ mod report;
 mod traffic;
 
 use std::fs;
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
@@ -27,6 +26,7 @@ use self::guest::Guest;
 use self::kernel::{Found, Kernel, LINES, Line};
 use self::network::Network;
 use self::report::Report;
+use self::traffic::Backends;
 use crate::process::catch_interrupts;
 use crate::tools::{Tool, ensure as ensure_tools, is_root, workspace_root};
 
@@ -68,7 +68,6 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     }
     let lines = selected(&options.kernel)?;
     ensure_tools(TOOLS, !options.no_install)?;
-    catch_interrupts()?;
     let bench = Bench::set_up()?;
     let mut report = Report::default();
     for line in lines {
@@ -91,7 +90,7 @@ struct Bench {
     bpf_object: Option<PathBuf>,
     network: Network,
     pattern: Arc<Pattern>,
-    backend: SocketAddr,
+    backends: Backends,
     tests: Vec<(String, PathBuf)>,
 }
 
@@ -101,12 +100,14 @@ impl Bench {
         let folder = workspace_root().join(target).join("vm");
         fs::create_dir_all(&folder).with_context(|| format!("{}: creating", folder.display()))?;
         let (proxy, tests) = (build::proxy()?, build::tests()?);
+        // Not before, or cargo would not be ended by a Ctrl-C; not later, or the network would be left behind.
+        catch_interrupts()?;
         let network = Network::new()?;
         let pattern = Arc::new(Pattern::new(traffic::BODY_MAX));
-        let backend = traffic::start_backend(&network, &pattern)?;
+        let backends = Backends::start(&network, &pattern)?;
         // What `cargo xtask ci` has built from source goes before the object in the executable.
         let bpf_object = std::env::var_os("UNDERPASS_BPF_OBJECT").map(PathBuf::from);
-        Ok(Self { folder, proxy, bpf_object, network, pattern, backend, tests })
+        Ok(Self { folder, proxy, bpf_object, network, pattern, backends, tests })
     }
 
     /// Runs a guest with one kernel, and all checks in it.
@@ -116,7 +117,7 @@ impl Bench {
         let contents = image::Contents {
             proxy: &self.proxy,
             bpf_object: self.bpf_object.as_deref(),
-            backend: self.backend,
+            backends: self.backends,
             tests: &self.tests,
         };
         let image = image::build(&folder, kernel, &contents)?;

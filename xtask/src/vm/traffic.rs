@@ -1,7 +1,7 @@
 //! The world outside of the guest: a backend that knows which bytes belong where, and a client that compares them.
 
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
@@ -20,27 +20,59 @@ const FIELDS_MAX: usize = 64;
 const PATIENCE: Duration = Duration::from_secs(30);
 /// The lengths of a chunked body's chunks, again and again: from next to nothing to more than a pipe holds.
 const CHUNKS: [usize; 5] = [1, 100, 5_000, 70_000, 1_200_000];
-/// Where the port of HTTP is in the guest.
-const PORT: u16 = 80;
+/// Ports of the guest's listeners: HTTP, and connections whose bytes mean nothing to the proxy.
+const PORT_HTTP: u16 = 80;
+const PORT_TCP: u16 = 81;
+/// A tunnel carries so many messages there and back, one after the other, and then [`BODY_MAX`] bytes at once.
+const MESSAGES: usize = 200;
+const MESSAGE_SIZE: usize = 1024;
 
-/// A backend in the namespace; it serves until the program ends.
-///
-/// `GET /size/N/from/K` gives that part of the pattern, with `Content-Length` or, where the request has the field
-/// `X-Chunked`, in chunks. `POST` gives back what came.
-pub(super) fn start_backend(network: &Network, pattern: &Arc<Pattern>) -> Result<SocketAddr> {
+/// Where backends are.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Backends {
+    /// Speaks HTTP: `GET /size/N/from/K` gives that part of the pattern, with `Content-Length` or, where the request has
+    /// the field `X-Chunked`, in chunks; where it has `Upgrade`, bytes come back as they are from then on. `POST` gives
+    /// back what came.
+    pub(super) http: SocketAddr,
+    /// Gives back what comes, as it comes.
+    pub(super) echo: SocketAddr,
+}
+
+impl Backends {
+    /// Starts them in the namespace; they serve until the program ends.
+    pub(super) fn start(network: &Network, pattern: &Arc<Pattern>) -> Result<Self> {
+        let pattern = Arc::clone(pattern);
+        Ok(Self {
+            http: start_backend(network, move |stream| serve(stream, &pattern))?,
+            echo: start_backend(network, |stream| echo(&mut BufReader::new(stream)))?,
+        })
+    }
+}
+
+fn start_backend(
+    network: &Network,
+    serve: impl Fn(TcpStream) -> Result<()> + Clone + Send + 'static,
+) -> Result<SocketAddr> {
     let listener = network.within(|| {
         TcpListener::bind((HOST, 0)).with_context(|| format!("backend: address {HOST}: cannot listen"))
     })?;
     let address = listener.local_addr()?;
-    let pattern = Arc::clone(pattern);
     thread::spawn(move || {
         for stream in listener.incoming().flatten() {
-            let pattern = Arc::clone(&pattern);
+            let serve = serve.clone();
             // A connection that fails shows at the client, by what it misses.
-            thread::spawn(move || serve(stream, &pattern));
+            thread::spawn(move || serve(stream));
         }
     });
     Ok(address)
+}
+
+/// Sends back what comes, until the end.
+fn echo(input: &mut BufReader<TcpStream>) -> Result<()> {
+    let mut output = input.get_ref().try_clone()?;
+    output.set_nodelay(true)?;
+    std::io::copy(input, &mut output)?;
+    Ok(output.shutdown(Shutdown::Write)?)
 }
 
 fn serve(stream: TcpStream, pattern: &Pattern) -> Result<()> {
@@ -48,6 +80,13 @@ fn serve(stream: TcpStream, pattern: &Pattern) -> Result<()> {
     let mut output = stream.try_clone()?;
     let mut input = BufReader::new(stream);
     while let Some(head) = Head::read(&mut input)? {
+        if head.upgrade {
+            write!(
+                output,
+                "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: echo\r\n\r\n"
+            )?;
+            return echo(&mut input);
+        }
         let mut body = vec![0; head.length.unwrap_or(0).min(BODY_MAX)];
         input.read_exact(&mut body)?;
         let mut words = head.first.split(' ');
@@ -88,6 +127,7 @@ struct Head {
     length: Option<usize>,
     chunked: bool,
     wants_chunks: bool,
+    upgrade: bool,
 }
 
 impl Head {
@@ -108,6 +148,7 @@ impl Head {
                 "content-length" => head.length = Some(value.trim().parse().context("Content-Length")?),
                 "transfer-encoding" => head.chunked = value.trim() == "chunked",
                 "x-chunked" => head.wants_chunks = true,
+                "upgrade" => head.upgrade = true,
                 _ => {}
             }
         }
@@ -137,13 +178,58 @@ pub(super) struct Client {
 
 impl Client {
     pub(super) fn connect(address: Ipv4Addr) -> Result<Self> {
-        let address = SocketAddr::from((address, PORT));
-        let stream = TcpStream::connect_timeout(&address, PATIENCE)
-            .with_context(|| format!("{address}: connecting"))?;
-        stream.set_read_timeout(Some(PATIENCE))?;
-        stream.set_write_timeout(Some(PATIENCE))?;
-        stream.set_nodelay(true)?;
-        Ok(Self { input: BufReader::new(stream) })
+        Ok(Self { input: BufReader::new(connect((address, PORT_HTTP).into())?) })
+    }
+
+    /// A connection whose bytes come back from the backend: by HTTP after the answer 101, or without HTTP.
+    pub(super) fn tunnel(address: Ipv4Addr, http: bool) -> Result<Self> {
+        let port = if http { PORT_HTTP } else { PORT_TCP };
+        let mut client = Self { input: BufReader::new(connect((address, port).into())?) };
+        if http {
+            let output = client.input.get_mut();
+            write!(
+                output,
+                "GET / HTTP/1.1\r\nHost: guest.test\r\nConnection: Upgrade\r\nUpgrade: echo\r\n\r\n"
+            )?;
+            let head = Head::read(&mut client.input).context("the response's head")?;
+            let first = head.map(|head| head.first).unwrap_or_default();
+            ensure!(first.starts_with("HTTP/1.1 101 "), "the answer is: {first}");
+        }
+        Ok(client)
+    }
+
+    /// Sends messages and much at once through a tunnel; an error unless all comes back as it was sent, and then the end.
+    pub(super) fn through(mut self, pattern: &Pattern) -> Result<()> {
+        let mut came = vec![0; MESSAGE_SIZE];
+        for number in 0..MESSAGES {
+            let message = pattern.body(number, MESSAGE_SIZE).context("a message beyond the pattern")?;
+            self.input.get_mut().write_all(message).with_context(|| format!("sending message {number}"))?;
+            self.input
+                .read_exact(&mut came)
+                .with_context(|| format!("message {number} does not come back"))?;
+            ensure!(came == message, "message {number} comes back as another");
+        }
+        let all = pattern.body(0, BODY_MAX).context("more than the pattern")?;
+        let mut output = self.input.get_ref().try_clone()?;
+        thread::scope(|scope| {
+            let sender = scope.spawn(move || {
+                output.write_all(all)?;
+                output.shutdown(Shutdown::Write)
+            });
+            let mut came = Vec::new();
+            let received = self.input.read_to_end(&mut came);
+            let sent =
+                sender.join().unwrap_or_else(|_| Err(std::io::Error::other("the sending thread panicked")));
+            sent.context("sending much at once")?;
+            received.with_context(|| format!("after {} bytes", came.len()))?;
+            let same = came.iter().zip(all).take_while(|(a, b)| a == b).count();
+            ensure!(
+                came == all,
+                "{} of {BODY_MAX} bytes came back, they differ from byte {same} on",
+                came.len()
+            );
+            Ok(())
+        })
     }
 
     /// One exchange; an error unless each byte of the answer is the right one.
@@ -202,6 +288,15 @@ impl Client {
     }
 }
 
+fn connect(address: SocketAddr) -> Result<TcpStream> {
+    let stream =
+        TcpStream::connect_timeout(&address, PATIENCE).with_context(|| format!("{address}: connecting"))?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_write_timeout(Some(PATIENCE))?;
+    stream.set_nodelay(true)?;
+    Ok(stream)
+}
+
 #[cfg(test)]
 mod tests {
     use std::sync::mpsc;
@@ -218,31 +313,43 @@ mod tests {
         assert!(Head::read(&mut &b"GET / HTTP/1.1\r\nno field\r\n\r\n"[..]).is_err());
     }
 
-    /// Client and backend without a proxy between, over loopback.
-    #[test]
-    fn what_comes_back_is_compared() {
-        let pattern = Arc::new(Pattern::new(BODY_MAX));
+    /// A client whose peer is the backend itself, over loopback, and how the backend ended.
+    fn direct(pattern: &Arc<Pattern>) -> (Client, mpsc::Receiver<bool>) {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let (served, ended) = mpsc::channel();
-        let backend = Arc::clone(&pattern);
+        let pattern = Arc::clone(pattern);
         thread::spawn(move || {
             let (stream, _) = listener.accept().unwrap();
-            let _ = served.send(serve(stream, &backend).is_ok());
+            let _ = served.send(serve(stream, &pattern).is_ok());
         });
-        let stream = TcpStream::connect(address).unwrap();
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        let mut client = Client { input: BufReader::new(stream) };
+        (Client { input: BufReader::new(connect(address).unwrap()) }, ended)
+    }
+
+    #[test]
+    fn what_comes_back_is_compared() {
+        let pattern = Arc::new(Pattern::new(BODY_MAX));
+        let (mut client, ended) = direct(&pattern);
         for kind in [Kind::Download, Kind::Chunked, Kind::Upload] {
             for size in [0, 1, 70_000, BODY_MAX] {
                 client.exchange(&pattern, kind, size, 17).unwrap();
             }
         }
-        // Another pattern's bytes are not the right ones.
-        let other = Pattern::new(BODY_MAX + 8);
+        // Another place's bytes are not the right ones.
         client.send(Kind::Download, &[], 100, 1).unwrap();
-        assert_ne!(client.receive().unwrap(), other.body(2, 100).unwrap());
+        assert_ne!(client.receive().unwrap(), pattern.body(2, 100).unwrap());
         drop(client);
+        assert!(ended.recv_timeout(PATIENCE).unwrap(), "the backend saw an orderly end");
+    }
+
+    #[test]
+    fn after_an_upgrade_bytes_come_back() {
+        let pattern = Arc::new(Pattern::new(BODY_MAX));
+        let (mut client, ended) = direct(&pattern);
+        write!(client.input.get_mut(), "GET / HTTP/1.1\r\nUpgrade: echo\r\n\r\n").unwrap();
+        let head = Head::read(&mut client.input).unwrap().unwrap();
+        assert_eq!(head.first, "HTTP/1.1 101 Switching Protocols");
+        client.through(&pattern).unwrap();
         assert!(ended.recv_timeout(PATIENCE).unwrap(), "the backend saw an orderly end");
     }
 }

@@ -39,6 +39,8 @@ const CHECKS: &[(&str, Check)] = &[
     ("policy rx-queue", steering::by_queue),
     ("bodies: copy", bodies::copy),
     ("bodies: splice", bodies::splice),
+    ("sockmap's self-test", bodies::sockmap_available),
+    ("bodies: sockmap", bodies::sockmap),
     ("bodies: auto", bodies::auto),
     ("proxy ends", end),
 ];
