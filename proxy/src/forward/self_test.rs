@@ -20,7 +20,8 @@ use super::{
 use crate::http1::Framing;
 use crate::metrics::Block;
 
-/// The test is over long before, unless the kernel has lost something.
+/// How long nothing may move. On a busy machine everything takes its time, which is no fault of the kernel; only one that has
+/// lost something stands still.
 const PATIENCE: Duration = Duration::from_secs(10);
 const CREDIT: u64 = 256 * 1024;
 const SOCKET_BUFFER: usize = 64 * 1024;
@@ -125,6 +126,8 @@ struct Line<'a> {
     flow: Flow,
     written: usize,
     read: usize,
+    /// What had been written, moved and read when something moved last.
+    progress: (usize, u64, usize),
     deadline: Instant,
 }
 
@@ -139,7 +142,18 @@ impl<'a> Line<'a> {
             Policy { mode: RedirectMode::Sockmap, splice_size_min: u64::MAX, sockmap_size_min: u64::MAX };
         let flow = Flow::new(kind, Ledger::new(Framing::Length(length), limits), policy, false);
         let deadline = Instant::now() + PATIENCE;
-        Ok(Self { bench, from, source, sink, to: Some(to), flow, written: 0, read: 0, deadline })
+        Ok(Self {
+            bench,
+            from,
+            source,
+            sink,
+            to: Some(to),
+            flow,
+            written: 0,
+            read: 0,
+            progress: (0, 0, 0),
+            deadline,
+        })
     }
 
     /// Writes as much of the bytes up to `end` as the socket takes.
@@ -186,8 +200,11 @@ impl<'a> Line<'a> {
         self.flow.pump(&mut self.source, &mut self.sink, &mut self.bench.tools())
     }
 
-    fn wait(&self) -> Result<(), Fault> {
-        if Instant::now() > self.deadline {
+    fn wait(&mut self) -> Result<(), Fault> {
+        let progress = (self.written, self.flow.moved(), self.read);
+        if progress != self.progress {
+            (self.progress, self.deadline) = (progress, Instant::now() + PATIENCE);
+        } else if Instant::now() > self.deadline {
             let lost = format!(
                 "stands still with {} bytes written, {} moved and {} read",
                 self.written,
