@@ -17,7 +17,7 @@ use underpass_command::state::{Backend, Cluster, Listener, RedirectMode, State, 
 use crate::wait::{PATIENCE, until, until_within};
 
 /// The redirect modes of which every semantic is tested.
-pub const MODES: [RedirectMode; 2] = [RedirectMode::Copy, RedirectMode::Splice];
+pub const MODES: [RedirectMode; 3] = [RedirectMode::Copy, RedirectMode::Splice, RedirectMode::Sockmap];
 
 /// Gauges that are 0 when nothing is under way.
 const GAUGES: &[&str] =

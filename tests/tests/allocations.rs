@@ -132,6 +132,8 @@ fn steady_state_allocates_nothing(mode: RedirectMode) {
     assert_eq!(calls, 0, "{mode}: {calls} calls of the allocator for {requests} requests");
     let spliced = worker.counter(Counter::BytesSpliced);
     assert_eq!(spliced > 0, mode == RedirectMode::Splice, "{spliced} bytes spliced");
+    let redirected = worker.counter(Counter::BytesRedirected);
+    assert_eq!(redirected > 0, mode == RedirectMode::Sockmap, "{redirected} bytes redirected");
 
     // New connections take their place in pools, too.
     for _ in 0..3 {

@@ -280,6 +280,8 @@ pub(super) struct Run {
     debited: u64,
     /// Bytes that may be let through so far.
     limit: u64,
+    /// The source was reset.
+    reset: Option<io::Error>,
 }
 
 impl Flow {
@@ -375,7 +377,7 @@ impl Flow {
         // What was received before is not seen until the next segment comes, or somebody looks. It may show the error of a stop,
         // which the account tells as well.
         let _ = source.stream().peek(&mut [0u8; 1]);
-        Ok(Run { slot, cookie, base, total, debited: 0, limit })
+        Ok(Run { slot, cookie, base, total, debited: 0, limit, reset: None })
     }
 
     /// Looks after a redirection: enters what was let through, renews the credit, ends it where it has ended. `None`
@@ -409,7 +411,8 @@ impl Flow {
             let handed = handed.saturating_sub(run.base);
             let behind = account.used.saturating_sub(handed) + sent.unsent;
             if source.redirect.is_source && (account.stopped || exhausted) {
-                source.take_back(run.cookie, redirector).map_err(Broken::Source)?;
+                // What came before a reset is still delivered.
+                run.reset = source.take_back(run.cookie, redirector).err();
                 if account.stopped {
                     tools.metrics.add(Counter::SockmapStops, 1);
                 }
@@ -455,15 +458,21 @@ impl Flow {
             }
             break;
         }
-        self.end_run(source, sink, tools);
-        Ok(None)
+        match self.end_run(source, sink, tools) {
+            Some(error) => Err(Broken::Source(error)),
+            None => Ok(None),
+        }
     }
 
-    /// All bytes have arrived.
-    fn end_run(&mut self, source: &mut Endpoint, sink: &mut Endpoint, tools: &mut Tools<'_>) {
-        let (Some(run), Some(redirector)) = (self.run.take(), tools.redirector.as_deref_mut()) else {
-            return;
-        };
+    /// All bytes have arrived. Returns how the source was reset, if it was.
+    fn end_run(
+        &mut self,
+        source: &mut Endpoint,
+        sink: &mut Endpoint,
+        tools: &mut Tools<'_>,
+    ) -> Option<io::Error> {
+        let redirector = tools.redirector.as_deref_mut()?;
+        let run = self.run.take()?;
         // A client may send its next request at any time, and its parser must not be unhooked while it reads: the client
         // stays in the map, and its next byte makes the parser stop. A backend that has answered has nothing more to say.
         if source.redirect.is_source && self.kind == Kind::Response {
@@ -474,6 +483,7 @@ impl Flow {
         }
         redirector.end_run(&run, tools.metrics);
         sink.redirect.leave_targets();
+        run.reset
     }
 
     /// Gives a redirection up. What was on its way is lost, so neither side may go on with another message.

@@ -6,6 +6,7 @@ mod drain;
 mod heads;
 mod limits;
 mod pool;
+mod redirect;
 mod soak;
 mod tcp;
 mod tcp_soak;

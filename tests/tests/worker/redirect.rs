@@ -1,0 +1,165 @@
+//! Redirection by sockmap: its bounds, and what it leaves to userspace.
+
+use std::thread::sleep;
+use std::time::Duration;
+
+use underpass::metrics::Counter;
+use underpass_command::state::{Protocol, RedirectMode};
+use underpass_tests::body::Content;
+use underpass_tests::proxy::Setup;
+use underpass_tests::worker::Worker;
+use underpass_tests::{Backend, GET, Peer, is_root, skip};
+
+const LARGE: usize = 300_000;
+
+/// Answers `GET /large` with a large body, everything else with the size of the request's body.
+fn backend() -> Backend {
+    Backend::start(|connection| {
+        while let Some(request) = connection.request_without_copy() {
+            let body = match request.target() {
+                "/large" => Content::new(1, LARGE as u64).to_vec(),
+                _ => request.body.len().to_string().into_bytes(),
+            };
+            let mut response =
+                format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", body.len()).into_bytes();
+            response.extend(body);
+            connection.peer.send(response);
+        }
+    })
+}
+
+/// A setup in mode sockmap; `None` where it cannot be had.
+fn redirecting(backend: &Backend) -> Option<Setup> {
+    if !is_root() {
+        skip("loading BPF programs needs root");
+        return None;
+    }
+    Some(Setup::to(&[backend.address()]).redirect(RedirectMode::Sockmap))
+}
+
+fn upload(size: usize) -> Vec<u8> {
+    let mut request = format!("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: {size}\r\n\r\n").into_bytes();
+    request.resize(request.len() + size, b'u');
+    request
+}
+
+#[test]
+fn bodies_both_ways_are_redirected_and_a_request_right_behind_one_is_served() {
+    let backend = backend();
+    let Some(setup) = redirecting(&backend) else { return };
+    let worker = Worker::start(setup);
+    let mut client = Peer::connect(worker.address());
+    let large = Content::new(1, LARGE as u64).to_vec();
+    for round in 1..=3 {
+        let mut requests = upload(LARGE);
+        requests.extend(b"GET /large HTTP/1.1\r\nHost: a\r\n\r\n");
+        requests.extend(upload(LARGE));
+        requests.extend(GET.as_bytes());
+        client.send(requests);
+        assert_eq!(client.response().text(), "300000");
+        assert!(client.response().body == large);
+        assert_eq!(client.response().text(), "300000");
+        assert_eq!(client.response().text(), "0");
+        assert!(worker.counter(Counter::BytesRequestRedirected) >= round * 2 * (LARGE as u64 - 40_000));
+        assert!(worker.counter(Counter::BytesResponseRedirected) >= round * (LARGE as u64 - 40_000));
+    }
+    assert_eq!(worker.counter(Counter::FallbackSockmapRefused), 0);
+    drop(client);
+    worker.stop();
+}
+
+#[test]
+fn a_body_that_finds_no_account_is_spliced_and_counted() {
+    let backend = backend();
+    let Some(setup) = redirecting(&backend) else { return };
+    let worker = Worker::start(setup.with(|state| state.settings.limits.redirect_flows = 1));
+    // The first keeps its account as long as its connection to the backend is open.
+    for _ in 0..2 {
+        let mut client = Peer::connect(worker.address());
+        client.send("GET /large HTTP/1.1\r\nHost: a\r\n\r\n");
+        assert_eq!(client.response().body.len(), LARGE);
+        client.send(upload(LARGE));
+        assert_eq!(client.response().text(), "300000");
+    }
+    assert!(worker.counter(Counter::FallbackSockmapNoFlow) >= 1);
+    assert!(worker.counter(Counter::BytesRequestSpliced) >= LARGE as u64 - 40_000);
+    assert!(worker.counter(Counter::BytesResponseRedirected) >= LARGE as u64 - 40_000);
+    worker.stop();
+}
+
+/// What a backend sends behind its response, in one piece with it, is no response to anybody.
+#[test]
+fn what_is_left_unread_behind_a_redirected_response_is_not_the_next_response() {
+    let poisoning = Backend::start(|connection| {
+        if connection.number > 0 {
+            return connection.answer_all(underpass_tests::OK);
+        }
+        let Some(_) = connection.request() else { return };
+        let mut bytes = format!("HTTP/1.1 200 OK\r\nContent-Length: {LARGE}\r\n\r\n").into_bytes();
+        bytes.resize(bytes.len() + LARGE, b'x');
+        bytes.extend(b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\npoison");
+        connection.peer.send(bytes);
+        // The proxy ends the connection with a reset, because it leaves bytes unread.
+        while let Ok(Some(_)) = connection.peer.try_request() {}
+    });
+    let Some(setup) = redirecting(&poisoning) else { return };
+    let worker = Worker::start(setup);
+    let mut client = Peer::connect(worker.address());
+    client.send(GET);
+    assert_eq!(client.response().status(), 200);
+    client.send(GET);
+    assert_eq!(client.response().text(), "ok");
+    assert_eq!(worker.counter(Counter::BackendUnsolicited), 1);
+    drop(client);
+    worker.stop();
+}
+
+/// The kernel goes on reading the client when nobody is left to send to; the answer must reach it all the same.
+#[test]
+fn an_upload_whose_backend_dies_is_answered() {
+    let dying = Backend::start(|connection| {
+        let Ok(Some(_)) = connection.peer.try_head() else { return };
+        let _ = connection.peer.try_bytes(200_000);
+        connection.peer.reset_on_close();
+    });
+    let Some(setup) = redirecting(&dying) else { return };
+    let worker = Worker::start(setup);
+    for _ in 0..10 {
+        let mut client = Peer::connect(worker.address());
+        // What the proxy does not take any more may fail.
+        let _ = client.try_send(upload(2_000_000));
+        assert_eq!(client.response().status(), 502);
+        drop(client);
+    }
+    worker.until(Counter::SockmapFlows, 0);
+    worker.stop();
+}
+
+/// Nothing wakes the worker for a few bytes; they count as a sign of life all the same.
+#[test]
+fn a_tunnel_on_which_little_moves_is_not_idle() {
+    const IDLE_MS: u64 = 400;
+    let echo = Backend::start(|connection| {
+        while let Ok(bytes) = connection.peer.some() {
+            if bytes.is_empty() {
+                return;
+            }
+            connection.peer.send(bytes);
+        }
+    });
+    let Some(setup) = redirecting(&echo) else { return };
+    let worker = Worker::start(setup.with(|state| {
+        state.listeners[0].protocol = Protocol::Tcp;
+        state.settings.timeouts.tcp_idle_ms = IDLE_MS;
+    }));
+    let mut client = Peer::connect(worker.address());
+    for _ in 0..12 {
+        client.send("ping");
+        assert_eq!(client.bytes(4), b"ping");
+        sleep(Duration::from_millis(IDLE_MS / 4)); // three times the deadline, in all
+    }
+    assert!(worker.counter(Counter::BytesTcpRedirected) > 0);
+    worker.until(Counter::TimeoutTcp, 1);
+    client.expect_gone();
+    worker.stop();
+}
