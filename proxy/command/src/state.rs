@@ -471,7 +471,7 @@ named! {
         /// One after the other.
         #[default]
         RoundRobin = "round-robin",
-        /// The one with the fewest requests of this worker under way.
+        /// The one with the fewest requests and tunnels of this worker under way.
         LeastLoaded = "least-loaded",
     }
 }

@@ -231,6 +231,52 @@ fn a_hello_that_does_not_come_in_time() {
     proxy.stop();
 }
 
+/// A hello of exactly this size, with a padding extension (RFC 7685) behind the name.
+fn padded(name: &str, size: usize) -> Vec<u8> {
+    let sized = |content: &[u8]| {
+        [&u16::try_from(content.len()).expect("a length").to_be_bytes()[..], content].concat()
+    };
+    let host = [&[0][..], &sized(name.as_bytes())].concat();
+    let named = [&[0, 0][..], &sized(&sized(&host))].concat();
+    let fixed = [&[3, 3][..], &[7; 32], &[0], &[0, 2, 0x13, 1], &[1, 0]].concat();
+    // Headers of the record, the message, the list of extensions, the padding.
+    let padding = size - 5 - 4 - fixed.len() - 2 - named.len() - 4;
+    let extensions = [&named[..], &[0, 21], &sized(&vec![0; padding])].concat();
+    let body = [&fixed[..], &sized(&extensions)].concat();
+    let message = [&[1, 0][..], &sized(&body)].concat();
+    let hello = [&[22, 3, 1][..], &sized(&message)].concat();
+    assert_eq!(hello.len(), size);
+    hello
+}
+
+/// The header that came before it takes nothing off the room for a hello.
+#[test]
+fn a_hello_as_large_as_its_buffer() {
+    let header = &b"PROXY TCP4 192.0.2.1 198.51.100.7 56324 443\r\n"[..];
+    let backend = echo("one");
+    let proxy = by_name(backend.address(), backend.address())
+        .with(|state| {
+            state.listeners[0].proxy_protocol = ProxyProtocol::Require;
+            let limits = &mut state.settings.limits;
+            (limits.buffer_size, limits.head_size_max, limits.target_size_max) = (4096, 4096, 1000);
+        })
+        .start();
+    for (size, fits) in [(1000, true), (4050, true), (4051, true), (4052, true), (4096, true), (4097, false)]
+    {
+        let hello = padded("one.example", size);
+        let mut client = Peer::connect(proxy.address());
+        client.send([header, &hello].concat());
+        if fits {
+            assert_eq!(client.bytes(3), b"one", "{size}");
+            assert!(client.bytes(size) == hello, "what came is not what was sent");
+        } else {
+            client.expect_gone();
+        }
+    }
+    assert_eq!(proxy.refused_requests("tls_hello_too_long"), 1);
+    proxy.stop();
+}
+
 /// Header and hello in one segment, or in many.
 #[test]
 fn behind_the_proxy_protocol_and_before_it() {

@@ -9,6 +9,8 @@ use underpass_tests::ports::ReservedPort;
 use underpass_tests::proxy::Setup;
 use underpass_tests::{Backend, Peer, Proxy, curl, until};
 
+use crate::failures::Unreachable;
+
 fn tcp(setup: Setup) -> Setup {
     setup.with(|state| state.listeners[0].protocol = Protocol::Tcp)
 }
@@ -145,6 +147,27 @@ fn the_log_tells_how_a_connection_ended() {
     let ends = lines(&folder, 1);
     assert!(ends[0].contains(" 0/0 ") && ends[0].ends_with(" connect_failed"), "{ends:?}");
     assert_eq!(proxy.status().total.refused_responses["connect_failed"], 1);
+    proxy.stop();
+}
+
+/// What a client says before a backend is reached waits in the kernel: the proxy takes no buffer for it.
+#[test]
+fn nothing_is_read_before_a_backend_is_reached() {
+    let unreachable = Unreachable::new();
+    let setup = Setup::to(&[unreachable.address]).with(|state| state.settings.timeouts.connect_ms = 1000);
+    let (proxy, folder) = logging(setup, AccessLogFormat::Text);
+    let mut client = Peer::connect(proxy.address());
+    client.send("hello");
+    proxy.until_counter("backend_connects", 1);
+    let waited = until("the end of the wait", || {
+        let (used, over) = (proxy.counter("buffers_used"), proxy.counter("timeout_connect"));
+        assert_eq!(used, 0, "a buffer is held while a backend is being reached");
+        (over == 1).then_some(over)
+    });
+    assert_eq!(waited, 1);
+    client.expect_gone();
+    let ends = lines(&folder, 1);
+    assert!(ends[0].contains(" 0/0 ") && ends[0].ends_with(" connect_timeout"), "{ends:?}");
     proxy.stop();
 }
 

@@ -72,7 +72,7 @@ pub(in crate::config) static CLUSTER: &[Key<Cluster>] = &[
         balance,
         Balance,
         "How a backend is chosen: round-robin takes one after the other, least-loaded the one with the fewest \
-         requests of this worker under way."
+         requests and tunnels of this worker under way."
     ),
     redirect_override!("Overrides the redirect mode of the process and of the listener."),
     boolean!(
