@@ -217,7 +217,8 @@ fn a_header_that_does_not_come_in_time() {
             .start();
         for begun in ["", "PROXY TCP4 1.1.1.1"] {
             let mut client = Peer::connect(proxy.address());
-            client.send(begun);
+            // On a busy machine the deadline may come first.
+            let _ = client.try_send(begun);
             client.expect_gone();
         }
         assert_eq!(proxy.refused_requests("proxy_header_timeout"), 2, "{protocol}");

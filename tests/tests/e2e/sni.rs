@@ -217,7 +217,8 @@ fn a_hello_that_does_not_come_in_time() {
     let proxy = setup().start();
     for begun in [&[][..], &[22, 3, 1, 1]] {
         let mut client = Peer::connect(proxy.address());
-        client.send(begun);
+        // On a busy machine the deadline may come first.
+        let _ = client.try_send(begun);
         client.expect_gone();
     }
     assert_eq!(proxy.refused_requests("tls_hello_timeout"), 2);

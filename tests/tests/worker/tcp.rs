@@ -194,11 +194,12 @@ fn beyond_the_limit_a_connection_is_reset_or_waits() {
 fn a_connection_on_which_nothing_moves_is_reset_at_its_deadline() {
     for &mode in RedirectMode::ALL {
         let backend = Backend::start(|connection| {
-            connection.peer.send("hello");
+            // On a busy machine the deadline may come first.
+            let _ = connection.peer.try_send("hello");
             let _ = connection.peer.try_rest();
         });
         let worker = Worker::start(
-            tcp(&[backend.address()]).redirect(mode).with(|state| state.settings.timeouts.tcp_idle_ms = 200),
+            tcp(&[backend.address()]).redirect(mode).with(|state| state.settings.timeouts.tcp_idle_ms = 500),
         );
         let mut client = Peer::connect(worker.address());
         let end = client.try_rest().map_err(|error| error.kind());
