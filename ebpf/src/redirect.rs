@@ -13,6 +13,7 @@ use aya_ebpf::macros::{map, stream_parser, stream_verdict};
 use aya_ebpf::maps::{Array, HashMap, RingBuf, SockHash};
 use aya_ebpf::programs::SkBuffContext;
 use aya_ebpf::{EbpfContext, Global};
+use aya_log_ebpf::warn;
 use underpass_ebpf::{FlowAccount, MESSAGE_SIZE_MAX};
 
 /// `BPF_F_MMAPABLE`: the worker grants by plain stores.
@@ -65,6 +66,10 @@ pub(crate) fn redirect_parse(ctx: SkBuffContext) -> u32 {
     // `len` counts the whole buffer, also what lies before this message.
     let available = ctx.len().saturating_sub(message_offset(&ctx));
     let left = limit.saturating_sub(used);
+    if available == 0 {
+        // No kernel does that. One whose structures lie elsewhere than its type information says might seem to.
+        warn!(&ctx, "sockmap: a message without a byte, in a buffer of {}: the flow is stopped", ctx.len());
+    }
     if left == 0 || available == 0 {
         // SAFETY: as above.
         unsafe { addr_of_mut!((*account).stopped).write_volatile(1) };

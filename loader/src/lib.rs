@@ -22,7 +22,7 @@ mod steering;
 mod sys;
 
 pub use error::LoadError;
-pub use log::{LogLine, SteeringLog};
+pub use log::{LogLine, ProgramLog};
 pub use probe::{Capability, Report, probe};
 pub use redirect::{Account, REDIRECT_DESCRIPTORS, RedirectMaps, RedirectPrograms};
 pub use slot::{SlotSnapshot, WorkerSlot, WorkerState, monotonic_ns};

@@ -11,8 +11,8 @@ use log::{Level, Log, Metadata, Record};
 /// The lines that BPF programs log: rare events, such as a worker that is found stalled.
 ///
 /// Readable (in the sense of poll) when there are some: register it with the event loop, and then
-/// [`drain`](SteeringLog::drain) it. The kernel's buffer is bounded; lines that do not fit are lost.
-pub struct SteeringLog {
+/// [`drain`](ProgramLog::drain) it. The kernel's buffer is bounded; lines that do not fit are lost.
+pub struct ProgramLog {
     logger: EbpfLogger<Sink>,
     lines: Receiver<LogLine>,
 }
@@ -26,7 +26,7 @@ pub struct LogLine {
     pub text: String,
 }
 
-impl SteeringLog {
+impl ProgramLog {
     pub(crate) fn take_from(ebpf: &mut Ebpf) -> Result<Self, aya_log::Error> {
         let (sender, lines) = channel();
         Ok(Self { logger: EbpfLogger::init_with_logger(ebpf, Sink(sender))?, lines })
@@ -39,21 +39,21 @@ impl SteeringLog {
     }
 }
 
-impl AsFd for SteeringLog {
+impl AsFd for ProgramLog {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.logger.as_fd()
     }
 }
 
-impl AsRawFd for SteeringLog {
+impl AsRawFd for ProgramLog {
     fn as_raw_fd(&self) -> RawFd {
         self.logger.as_raw_fd()
     }
 }
 
-impl fmt::Debug for SteeringLog {
+impl fmt::Debug for ProgramLog {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("SteeringLog").field("fd", &self.as_raw_fd()).finish_non_exhaustive()
+        f.debug_struct("ProgramLog").field("fd", &self.as_raw_fd()).finish_non_exhaustive()
     }
 }
 

@@ -16,6 +16,7 @@ use underpass_ebpf::{FLOW_ACCOUNT_SIZE, FlowAccount};
 
 use crate::btf::{KERNEL_BTF, message_offset};
 use crate::error::{LoadError, chain};
+use crate::log::ProgramLog;
 use crate::mapping::Mapping;
 use crate::probe::kernel_release;
 use crate::steering::Options;
@@ -40,6 +41,7 @@ const RING_PER_FLOW: u32 = 4 * 16;
 pub struct RedirectPrograms {
     /// Keeps the programs attached.
     _ebpf: Ebpf,
+    log: Option<ProgramLog>,
     maps: [OwnedFd; REDIRECT_DESCRIPTORS],
 }
 
@@ -95,7 +97,12 @@ impl RedirectPrograms {
             });
         }
         let maps = maps.try_into().map_err(|_| LoadError::Object { what: "a map".into() })?;
-        Ok(Self { _ebpf: ebpf, maps })
+        Ok(Self { log: ProgramLog::take_from(&mut ebpf).ok(), _ebpf: ebpf, maps })
+    }
+
+    /// The programs' log lines. There is one such handle; later calls give `None`.
+    pub fn take_log(&mut self) -> Option<ProgramLog> {
+        self.log.take()
     }
 
     /// Descriptors of the maps, for [`RedirectMaps::open`] in the worker.

@@ -15,7 +15,7 @@ pub use self::matrix::{Cell, Matrix};
 pub use self::options::{Options, Policy};
 use crate::btf::{KERNEL_BTF, Offsets};
 use crate::error::{LoadError, chain};
-use crate::log::SteeringLog;
+use crate::log::ProgramLog;
 use crate::pod::Plain;
 use crate::probe::probe;
 use crate::slot::{SlotSnapshot, WorkerSlot};
@@ -48,7 +48,7 @@ pub struct Steering {
     listeners: HashMap<MapData, u64, u32>,
     sockets: ReusePortSockArray<MapData>,
     matrix: PerCpuArray<MapData, Plain<Outcomes>>,
-    log: Option<SteeringLog>,
+    log: Option<ProgramLog>,
     /// This process's own view of each worker's slot.
     slot_views: Vec<WorkerSlot>,
     /// The groups that are attached, by name.
@@ -144,7 +144,7 @@ impl Steering {
             listeners: take(&mut ebpf, LISTENERS)?,
             sockets: take(&mut ebpf, SOCKETS)?,
             matrix: take(&mut ebpf, MATRIX)?,
-            log: SteeringLog::take_from(&mut ebpf).ok(),
+            log: ProgramLog::take_from(&mut ebpf).ok(),
             slot_views,
             groups: StdHashMap::new(),
             groups_max: options.listeners_max,
@@ -309,7 +309,7 @@ impl Steering {
     }
 
     /// The program's log lines. There is one such handle; later calls give `None`.
-    pub fn take_log(&mut self) -> Option<SteeringLog> {
+    pub fn take_log(&mut self) -> Option<ProgramLog> {
         self.log.take()
     }
 

@@ -37,6 +37,7 @@ mod admin;
 mod commands;
 mod link;
 mod machine;
+mod program_log;
 mod redirection;
 mod sockets;
 mod spawn;

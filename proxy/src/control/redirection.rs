@@ -1,13 +1,16 @@
 //! The supervisor's hold on the programs for redirection by sockmap: programs and maps for each worker, if the kernel
 //! has passed the self-test.
 
+use std::future::poll_fn;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::task::Poll;
 
 use underpass_command::api::SockmapStatus;
 use underpass_command::state::Limits;
 use underpass_loader::{LoadError, RedirectPrograms};
 
+use super::program_log::WatchedLog;
 use crate::forward::self_test;
 
 /// Programs and maps of each worker, or why there are none.
@@ -16,7 +19,15 @@ pub(super) struct Redirection {
     flows: u32,
     /// Why bodies cannot be redirected.
     off: Option<String>,
-    workers: Vec<Option<RedirectPrograms>>,
+    workers: Vec<Option<Loaded>>,
+}
+
+/// The programs of one worker.
+#[derive(Debug)]
+struct Loaded {
+    /// Attached as long as this lives.
+    _programs: RedirectPrograms,
+    log: Option<WatchedLog>,
 }
 
 impl Redirection {
@@ -41,8 +52,8 @@ impl Redirection {
             return None;
         }
         match load(self.flows) {
-            Ok((programs, descriptors)) => {
-                *self.workers.get_mut(worker)? = Some(programs);
+            Ok((loaded, descriptors)) => {
+                *self.workers.get_mut(worker)? = Some(loaded);
                 Some(descriptors)
             }
             Err(error) => {
@@ -52,16 +63,30 @@ impl Redirection {
         }
     }
 
+    /// Waits until a program has logged something, and passes it on.
+    pub(super) async fn pass_on_log(&mut self) {
+        poll_fn(|context| {
+            for log in self.workers.iter_mut().flatten().filter_map(|loaded| loaded.log.as_mut()) {
+                if log.poll_pass_on(context).is_ready() {
+                    return Poll::Ready(());
+                }
+            }
+            Poll::Pending
+        })
+        .await;
+    }
+
     pub(super) fn status(&self) -> SockmapStatus {
         SockmapStatus { available: self.off.is_none(), reason: self.off.clone() }
     }
 }
 
-fn load(flows: u32) -> Result<(RedirectPrograms, Vec<Arc<OwnedFd>>), LoadError> {
-    let programs = RedirectPrograms::load(flows)?;
+fn load(flows: u32) -> Result<(Loaded, Vec<Arc<OwnedFd>>), LoadError> {
+    let mut programs = RedirectPrograms::load(flows)?;
+    let log = programs.take_log().map(WatchedLog::new).transpose()?;
     let duplicated = programs.descriptors().into_iter().map(|fd| fd.try_clone_to_owned().map(Arc::new));
     let descriptors = duplicated
         .collect::<std::io::Result<_>>()
         .map_err(|error| LoadError::Step { step: "duplicating a map".into(), error: error.to_string() })?;
-    Ok((programs, descriptors))
+    Ok((Loaded { _programs: programs, log }, descriptors))
 }

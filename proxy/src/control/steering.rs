@@ -7,19 +7,16 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
-use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
 use underpass_command::api::{Probe, SteeringRow, SteeringStatus};
 use underpass_command::state::SteeringPolicy;
 use underpass_loader::{
-    Capability, LoadError, LogLine, Matrix, Options, Outcome, Policy, QueueWorker, Steering as Program,
-    SteeringLog, nic, probe,
+    Capability, LoadError, Matrix, Options, Outcome, Policy, QueueWorker, Steering as Program, nic, probe,
 };
 
 use super::commands::Failure;
 use super::machine::cpu_table;
+use super::program_log::WatchedLog;
 use super::sockets::ListenerSockets;
-use super::spawn::watch;
 
 /// The steering program, or why there is none.
 #[derive(Debug)]
@@ -37,7 +34,7 @@ struct Loaded {
     /// The worker of each CPU.
     cpus: Vec<(u32, u16)>,
     slots: Arc<OwnedFd>,
-    log: Option<(SteeringLog, AsyncFd<OwnedFd>)>,
+    log: Option<WatchedLog>,
     /// What is missing although the program runs.
     reduced: Option<String>,
 }
@@ -121,16 +118,9 @@ impl Steering {
 
     /// Waits until the program has logged something, and passes it on.
     pub(super) async fn pass_on_log(&mut self) {
-        let Ok(Loaded { log: Some((log, readiness)), .. }) = &mut self.loaded else { return pending().await };
-        match readiness.readable().await {
-            Ok(mut ready) => {
-                log.drain().iter().for_each(pass_on);
-                ready.clear_ready();
-            }
-            Err(error) => {
-                tracing::error!("steering: its log cannot be read: {error}");
-                pending::<()>().await;
-            }
+        match &mut self.loaded {
+            Ok(Loaded { log: Some(log), .. }) => log.pass_on().await,
+            _ => pending().await,
         }
     }
 }
@@ -166,14 +156,6 @@ fn start_probes() -> Arc<OnceLock<Vec<Probe>>> {
     probes
 }
 
-fn pass_on(line: &LogLine) {
-    if line.warning {
-        tracing::warn!("steering: {}", line.text);
-    } else {
-        tracing::info!("steering: {}", line.text);
-    }
-}
-
 fn load(
     policy: SteeringPolicy,
     cpus: &[Option<u16>],
@@ -197,13 +179,7 @@ fn load(
     }
     let step = |step: &str, error: io::Error| LoadError::Step { step: step.into(), error: error.to_string() };
     let slots = program.slots_fd().try_clone_to_owned().map_err(|error| step("duplicating a map", error))?;
-    let log = match program.take_log() {
-        None => None,
-        Some(log) => {
-            let readiness = watch(log.as_fd(), Interest::READABLE);
-            Some((log, readiness.map_err(|error| step("watching the program's log", error))?))
-        }
-    };
+    let log = program.take_log().map(WatchedLog::new).transpose()?;
     let reduced = program.reduced().map(str::to_owned);
     Ok(Loaded { program, workers, cpus, slots: Arc::new(slots), log, reduced })
 }

@@ -146,6 +146,7 @@ impl Supervisor {
                 }
                 _ = self.signals.user1.recv() => self.reopen_logs(),
                 () = self.steering.pass_on_log() => {}
+                () = self.redirection.pass_on_log() => {}
                 () = sleep_until_some(next) => self.on_time(),
             }
         }
