@@ -5,6 +5,7 @@ use std::fs::File;
 use std::io::Read as _;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Mutex;
 use std::thread::{self, JoinHandle};
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
@@ -39,7 +40,7 @@ pub struct Worker {
     /// Takes the access log, if there is one; returns its size.
     log: Option<JoinHandle<usize>>,
     /// Keeps the programs for redirection by sockmap attached.
-    _redirect: Option<RedirectPrograms>,
+    _redirect: Mutex<Option<RedirectPrograms>>,
 }
 
 impl Worker {
@@ -101,7 +102,7 @@ impl Worker {
             channel: Some(channel),
             thread: Some(thread),
             log: log.map(|(reader, _)| reader),
-            _redirect: redirect,
+            _redirect: Mutex::new(redirect),
         };
         match worker.told() {
             ToSupervisor::Running { .. } => worker,
