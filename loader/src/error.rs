@@ -8,7 +8,7 @@ use std::path::PathBuf;
 #[non_exhaustive]
 pub enum LoadError {
     /// The kernel or this process's privileges do not allow BPF.
-    #[error("BPF steering is not available: {reason}; {remedy}")]
+    #[error("BPF is not available: {reason}; {remedy}")]
     Unavailable {
         /// What is missing.
         reason: String,

@@ -21,8 +21,18 @@ pub(super) fn status(status: &Status) -> String {
     }
     out.push_str(&steering_line(&status.steering));
     out.push_str(&redirect(&status.redirect));
+    let sockmap = match &status.sockmap.reason {
+        _ if status.sockmap.available => "sockmap   available, its self-test has passed".to_owned(),
+        Some(reason) => format!("sockmap   off: {reason}"),
+        None => "sockmap   off".to_owned(),
+    };
+    line(&mut out, &sockmap);
     out.push('\n');
     out.push_str(&table(&worker_rows(status)));
+    let fallbacks = status.total.values.iter().filter(|(_, count)| **count > 0);
+    let fallbacks =
+        fallbacks.filter_map(|(name, count)| Some((name.strip_prefix("fallback_")?.to_owned(), *count)));
+    out.push_str(&refusals("fallbacks", &fallbacks.collect()));
     out.push_str(&refusals("requests refused or failed", &status.total.refused_requests));
     out.push_str(&refusals("responses refused", &status.total.refused_responses));
     for probe in status.probes.iter().filter(|probe| !probe.available) {
@@ -37,7 +47,7 @@ pub(super) fn status(status: &Status) -> String {
 fn worker_rows(status: &Status) -> Vec<Vec<String>> {
     let header = [
         "worker", "cpu", "state", "process", "restarts", "open", "accepted", "requests", "tunnels", "4xx",
-        "5xx", "copied", "spliced", "p50 us", "p99 us",
+        "5xx", "copied", "spliced", "sockmap", "p50 us", "p99 us",
     ];
     let mut rows = vec![header.map(str::to_owned).to_vec()];
     for worker in &status.workers {
@@ -70,6 +80,7 @@ fn counter_cells(counters: &Counters) -> Vec<String> {
         counters.value("responses_5xx").to_string(),
         bytes(counters.value("bytes_copied")),
         bytes(counters.value("bytes_spliced")),
+        bytes(counters.value("bytes_sockmap")),
         optional(counters.latency.p50_us),
         optional(counters.latency.p99_us),
     ]
@@ -184,7 +195,7 @@ fn line(out: &mut String, text: &str) {
 
 #[cfg(test)]
 mod tests {
-    use underpass_command::api::{SteeringRow, WorkerStatus};
+    use underpass_command::api::{SockmapStatus, SteeringRow, WorkerStatus};
 
     use super::*;
 
@@ -205,12 +216,31 @@ mod tests {
     }
 
     #[test]
+    fn a_status_shows_why_sockmap_is_off_and_what_that_cost() {
+        let sockmap = SockmapStatus { available: false, reason: Some("kernel 6.1 is too old".into()) };
+        let mut total = Counters::default();
+        for (name, count) in [("fallback_sockmap_off", 16), ("fallback_no_pipe", 0), ("bytes_sockmap", 2048)]
+        {
+            total.values.insert(name.into(), count);
+        }
+        let mut shown = Status { sockmap, total, ..Status::default() };
+        let text = status(&shown);
+        for expected in ["sockmap   off: kernel 6.1 is too old\n", "fallbacks: sockmap_off 16\n", "2.0 KiB"] {
+            assert!(text.contains(expected), "{expected} not in:\n{text}");
+        }
+        shown.sockmap.available = true;
+        let text = status(&shown);
+        assert!(text.contains("sockmap   available"), "{text}");
+    }
+
+    #[test]
     fn a_status_shows_workers_and_why_steering_is_off() {
         let steering = SteeringStatus { reason: Some("no CAP_BPF".into()), ..SteeringStatus::default() };
         let workers = vec![WorkerStatus { index: 0, pid: Some(77), ..WorkerStatus::default() }];
         let text = status(&Status { steering, workers, ..Status::default() });
         assert!(text.contains("BPF is off: no CAP_BPF"), "{text}");
         assert!(text.contains("77"), "{text}");
+        assert!(!text.contains("fallbacks"), "{text}");
         let widths: Vec<usize> =
             text.lines().skip_while(|line| !line.starts_with("worker")).map(str::len).collect();
         assert_eq!(widths.len(), 3, "{text}");
