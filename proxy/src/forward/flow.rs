@@ -2,10 +2,10 @@
 
 use std::io::{self, IoSlice};
 
-use underpass_command::state::{RedirectMode, Settings};
+use underpass_command::state::RedirectMode;
 
 use super::redirect::{Begun, Run};
-use super::{Buffer, BufferPool, Endpoint, Ledger, Part, Pipe, PipePool, Received, Redirector};
+use super::{Buffer, BufferPool, Endpoint, Kind, Ledger, Part, Pipe, PipePool, Policy, Received, Redirector};
 use crate::http1::{Edit, Reason};
 use crate::metrics::{Block, Counter};
 
@@ -54,38 +54,6 @@ pub struct Tools<'a> {
     pub redirector: Option<&'a mut Redirector>,
     /// The session that the flow belongs to: whom the kernel wakes for it.
     pub session: usize,
-}
-
-/// What a flow carries.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
-    /// The body of a request, from a client that may send its next request at any time.
-    Request,
-    /// The body of a response, from a backend that has nothing more to say then.
-    Response,
-    /// One direction of a tunnel.
-    Tunnel,
-    /// One direction of a TCP connection.
-    Tcp,
-}
-
-/// How the bytes of a flow are to be moved.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Policy {
-    /// What was configured.
-    pub mode: RedirectMode,
-    /// In mode auto, the smallest rest worth a splice.
-    pub splice_size_min: u64,
-    /// In mode auto, the smallest rest worth a redirection by the kernel.
-    pub sockmap_size_min: u64,
-}
-
-impl Policy {
-    /// The policy of a mode, with the thresholds that are configured.
-    pub fn new(mode: RedirectMode, settings: &Settings) -> Self {
-        let Settings { splice_size_min, sockmap_size_min, .. } = *settings;
-        Self { mode, splice_size_min, sockmap_size_min }
-    }
 }
 
 /// One direction.
@@ -492,35 +460,6 @@ impl Flow {
         }
         (self.copied, self.spliced, self.redirected) = (0, 0, 0);
         moved
-    }
-}
-
-impl Kind {
-    fn copied(self) -> Counter {
-        match self {
-            Self::Request => Counter::BytesRequestCopied,
-            Self::Response => Counter::BytesResponseCopied,
-            Self::Tunnel => Counter::BytesTunnelCopied,
-            Self::Tcp => Counter::BytesTcpCopied,
-        }
-    }
-
-    fn spliced(self) -> Counter {
-        match self {
-            Self::Request => Counter::BytesRequestSpliced,
-            Self::Response => Counter::BytesResponseSpliced,
-            Self::Tunnel => Counter::BytesTunnelSpliced,
-            Self::Tcp => Counter::BytesTcpSpliced,
-        }
-    }
-
-    pub(super) fn redirected(self) -> Counter {
-        match self {
-            Self::Request => Counter::BytesRequestRedirected,
-            Self::Response => Counter::BytesResponseRedirected,
-            Self::Tunnel => Counter::BytesTunnelRedirected,
-            Self::Tcp => Counter::BytesTcpRedirected,
-        }
     }
 }
 

@@ -6,6 +6,7 @@
 mod buffer;
 mod endpoint;
 mod flow;
+mod kind;
 mod ledger;
 mod pipe;
 mod redirect;
@@ -13,7 +14,8 @@ pub mod self_test;
 
 pub use buffer::{Buffer, BufferPool, EDIT_ROOM};
 pub use endpoint::{Endpoint, Received};
-pub use flow::{Broken, Flow, Kind, Policy, Progress, Tools};
+pub use flow::{Broken, Flow, Progress, Tools};
+pub use kind::{Kind, Policy};
 pub use ledger::{Ledger, Part, TrailerLimits};
 pub use pipe::{Pipe, PipePool};
 pub use redirect::Redirector;

@@ -29,17 +29,19 @@ fn poisoning(size: usize) -> Backend {
 }
 
 #[test]
-fn what_is_left_unread_behind_a_spliced_response_is_not_the_next_response() {
-    let backend = poisoning(100_000);
-    let worker = Worker::start(Setup::to(&[backend.address()]).redirect(RedirectMode::Splice));
-    let mut client = Peer::connect(worker.address());
-    client.send(GET);
-    assert_eq!(client.response().status(), 200);
-    client.send(GET);
-    assert_eq!(client.response().text(), "ok");
-    assert_eq!(worker.counter(Counter::BackendUnsolicited), 1);
-    drop(client);
-    worker.stop();
+fn what_is_left_unread_behind_a_response_that_the_kernel_moved_is_not_the_next_response() {
+    for mode in [RedirectMode::Splice, RedirectMode::Sockmap] {
+        let backend = poisoning(100_000);
+        let worker = Worker::start(Setup::to(&[backend.address()]).redirect(mode));
+        let mut client = Peer::connect(worker.address());
+        client.send(GET);
+        assert_eq!(client.response().status(), 200, "{mode}");
+        client.send(GET);
+        assert_eq!(client.response().text(), "ok", "{mode}");
+        assert_eq!(worker.counter(Counter::BackendUnsolicited), 1, "{mode}");
+        drop(client);
+        worker.stop();
+    }
 }
 
 /// A read that fills the buffer to its last byte does not tell whether more is there.

@@ -87,33 +87,6 @@ fn a_body_that_finds_no_account_is_spliced_and_counted() {
     worker.stop();
 }
 
-/// What a backend sends behind its response, in one piece with it, is no response to anybody.
-#[test]
-fn what_is_left_unread_behind_a_redirected_response_is_not_the_next_response() {
-    let poisoning = Backend::start(|connection| {
-        if connection.number > 0 {
-            return connection.answer_all(underpass_tests::OK);
-        }
-        let Some(_) = connection.request() else { return };
-        let mut bytes = format!("HTTP/1.1 200 OK\r\nContent-Length: {LARGE}\r\n\r\n").into_bytes();
-        bytes.resize(bytes.len() + LARGE, b'x');
-        bytes.extend(b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\npoison");
-        connection.peer.send(bytes);
-        // The proxy ends the connection with a reset, because it leaves bytes unread.
-        while let Ok(Some(_)) = connection.peer.try_request() {}
-    });
-    let Some(setup) = redirecting(&poisoning) else { return };
-    let worker = Worker::start(setup);
-    let mut client = Peer::connect(worker.address());
-    client.send(GET);
-    assert_eq!(client.response().status(), 200);
-    client.send(GET);
-    assert_eq!(client.response().text(), "ok");
-    assert_eq!(worker.counter(Counter::BackendUnsolicited), 1);
-    drop(client);
-    worker.stop();
-}
-
 /// The kernel goes on reading the client when nobody is left to send to; the answer must reach it all the same.
 #[test]
 fn an_upload_whose_backend_dies_is_answered() {
