@@ -27,5 +27,5 @@ pub use probe::{Capability, Report, probe};
 pub use redirect::{Account, REDIRECT_DESCRIPTORS, RedirectMaps, RedirectPrograms};
 pub use slot::{SlotSnapshot, WorkerSlot, WorkerState, monotonic_ns};
 pub use steering::{Cell, Matrix, Options, Policy, QueueWorker, Steering};
-pub use sys::{Sent, socket_cookie, tcp_handed_at_least, tcp_handed_exactly, tcp_sent, unread};
+pub use sys::{Sent, has_unread, socket_cookie, tcp_handed_at_least, tcp_handed_exactly, tcp_sent};
 pub use underpass_ebpf::{Outcome, SLOT_SIZE};

@@ -105,13 +105,21 @@ const TCP_CLOSE: u8 = 7;
 /// States of that file after the peer's FIN: `TCP_TIME_WAIT`, `TCP_CLOSE`, `TCP_CLOSE_WAIT`, `TCP_LAST_ACK`, `TCP_CLOSING`.
 const STATES_ENDED: [u8; 5] = [6, TCP_CLOSE, 8, 9, 11];
 
-/// Bytes in a socket's receive queue, without the end of the stream.
+/// Whether anything lies in a socket's receive queue, be it the end of the stream.
+///
+/// The number of its bytes (`FIONREAD`) does not do: of a socket that is in a socket map, newer kernels count the queue of the
+/// map instead, in which nothing lies. The memory of the queue is given back when the reader has had each buffer.
 ///
 /// # Errors
-/// Those of ioctl(2).
-pub fn unread(socket: BorrowedFd<'_>) -> io::Result<usize> {
-    integer_of(socket, libc::FIONREAD).map(|count| usize::try_from(count).unwrap_or(0))
+/// Those of getsockopt(2).
+pub fn has_unread(socket: BorrowedFd<'_>) -> io::Result<bool> {
+    let mut memory = [0_u32; MEMORY_FIGURES];
+    socket_option(socket, libc::SOL_SOCKET, libc::SO_MEMINFO, &mut memory)?;
+    Ok(memory[0] > 0)
 }
+
+/// Figures of `SO_MEMINFO`, of which the first is that of the receive queue: include/uapi/linux/sock_diag.h.
+const MEMORY_FIGURES: usize = 9;
 
 /// What an ioctl(2) that gives one int says.
 fn integer_of(socket: BorrowedFd<'_>, request: libc::Ioctl) -> io::Result<libc::c_int> {
@@ -139,6 +147,7 @@ fn socket_option<T: Plain>(
 /// Types whose values may be any bytes.
 trait Plain {}
 impl Plain for u64 {}
+impl Plain for [u32; MEMORY_FIGURES] {}
 impl Plain for RawTcpInfo {}
 
 /// Whether this program has more privileges than who called it: then its environment must not be trusted.

@@ -11,8 +11,8 @@ use std::os::fd::{AsFd, OwnedFd, RawFd};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use underpass_command::state::RedirectMode;
 use underpass_loader::{
-    REDIRECT_DESCRIPTORS, RedirectMaps, Sent, socket_cookie, tcp_handed_at_least, tcp_handed_exactly,
-    tcp_sent, unread,
+    REDIRECT_DESCRIPTORS, RedirectMaps, Sent, has_unread, socket_cookie, tcp_handed_at_least,
+    tcp_handed_exactly, tcp_sent,
 };
 
 use super::{Broken, Endpoint, Flow, Kind, Progress, Tools};
@@ -184,11 +184,14 @@ impl Endpoint {
 
     /// Whether the peer has closed its side and the kernel has read everything before that.
     fn is_exhausted(&self) -> bool {
-        // Events are hints; to take a source back that goes on sending would cost its bytes. The state first: what lies in no
-        // queue after the end has come was let through.
-        self.hangup
-            && tcp_sent(self.as_fd()).is_ok_and(|sent| sent.ended)
-            && !matches!(unread(self.as_fd()), Ok(1..))
+        // The state first: what lies in no queue after the end has come was let through.
+        self.has_ended() && matches!(has_unread(self.as_fd()), Ok(false))
+    }
+
+    /// Whether the peer has closed its side. Events are hints; to take a source back that goes on sending would cost its
+    /// bytes.
+    fn has_ended(&self) -> bool {
+        self.hangup && tcp_sent(self.as_fd()).is_ok_and(|sent| sent.ended)
     }
 
     /// Ends the kernel's reading. The source stands still: its parser has stopped, or nothing more can come.
@@ -418,6 +421,10 @@ impl Flow {
                 }
             }
             if source.redirect.is_source && account.used < run.total {
+                if account.used < run.limit && source.has_ended() {
+                    // The parser was put off, because the socket was in use; when it has read to the end, nobody tells.
+                    redirector.look_again(run.slot);
+                }
                 let limit = run.total.min(account.used + redirector.credit);
                 let half = redirector.credit / 2;
                 if limit == run.limit || run.limit - account.used > half {
