@@ -90,7 +90,7 @@ fn every_exchange_of_the_lab_is_served() {
             r#"{"download":{"size":1000,"reuse":false}}"#,
             r#"{"upload":{"size":0}}"#,
             r#"{"upload":{"size":500000}}"#,
-            r#"{"tunnel":{"message_size":1024}}"#,
+            r#"{"tunnel":{"message_size":1024,"upgrade":true}}"#,
         ] {
             let step = step(address, exchange, 8);
             assert!(step.due > 0 && step.completed == step.due, "{exchange} at {address}: {step:?}");

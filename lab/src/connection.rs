@@ -40,6 +40,8 @@ pub(crate) struct Connection {
     sent: u64,
     /// Bytes of an echo that have come back.
     echoed: usize,
+    /// Body bytes that the operation has moved.
+    moved: u64,
     reader: Reader,
     readable: bool,
     /// The peer's end is on its way: no further event tells when it can be read.
@@ -71,6 +73,8 @@ pub(crate) struct Driven {
     pub(crate) completed: Option<Operation>,
     /// Body bytes that were moved.
     pub(crate) body_bytes: u64,
+    /// Those that the completed operation has moved in all.
+    pub(crate) completed_bytes: u64,
     /// The connection has ended in order.
     pub(crate) ended: bool,
 }
@@ -86,6 +90,7 @@ impl Connection {
             head: Vec::new(),
             sent: 0,
             echoed: 0,
+            moved: 0,
             reader: Reader::new(),
             readable: false,
             hangup: false,
@@ -106,7 +111,7 @@ impl Connection {
     pub(crate) fn begin(&mut self, operation: Operation, exchange: &Exchange) {
         debug_assert!(self.operation.is_none(), "one operation at a time");
         self.operation = Some(operation);
-        (self.sent, self.echoed) = (0, 0);
+        (self.sent, self.echoed, self.moved) = (0, 0, 0);
         if !matches!(exchange, Exchange::Tunnel { .. }) {
             self.head.clear();
             exchange.write_head(&mut self.head, operation.from);
@@ -122,14 +127,21 @@ impl Connection {
             return Ok(driven);
         }
         self.send(shared, &mut driven)?;
+        self.moved += driven.body_bytes;
         while self.readable && !driven.ended {
+            let before = driven.body_bytes;
+            let was_completed = driven.completed.is_some();
             match (self.phase, shared.exchange) {
-                (Phase::Open, Exchange::Tunnel { message_size }) => {
+                (Phase::Open, Exchange::Tunnel { message_size, .. }) => {
                     self.receive_echo(*message_size, shared, &mut driven)?;
                 }
                 (Phase::Open, _) if self.operation.is_none() => self.expect_nothing(&mut driven)?,
                 (Phase::Ending, _) => self.expect_nothing(&mut driven)?,
                 _ => self.receive_response(shared, &mut driven)?,
+            }
+            self.moved += driven.body_bytes - before;
+            if driven.completed.is_some() && !was_completed {
+                driven.completed_bytes = self.moved;
             }
         }
         Ok(driven)
@@ -146,7 +158,7 @@ impl Connection {
         }
         self.stream.set_nodelay(true)?;
         self.phase = Phase::Open;
-        if let Exchange::Tunnel { .. } = exchange {
+        if let Exchange::Tunnel { upgrade: true, .. } = exchange {
             self.phase = Phase::Upgrading;
             self.head = format!(
                 "GET {ECHO_TARGET} HTTP/1.1\r\nHost: lab.test\r\nConnection: Upgrade\r\nUpgrade: {ECHO_PROTOCOL}\r\n\r\n"

@@ -6,12 +6,13 @@
 //! until a bound is exceeded and finds the knee, [`statistics`] compares what was measured side by side, and [`report`]
 //! writes it down as JSON and as a page with plots.
 //!
-//! `cargo xtask lab` uses it on a network of its own.
+//! `cargo xtask lab` uses it on a network of its own, `underpass lab` on a deployed host ([`deployed`]).
 #![forbid(unsafe_code)]
 
 pub mod accounting;
 pub mod body;
 mod connection;
+pub mod deployed;
 pub mod exchange;
 pub mod latency;
 pub mod load;

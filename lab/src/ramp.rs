@@ -92,6 +92,13 @@ pub struct Knee {
     pub how: Option<Break>,
 }
 
+impl Knee {
+    /// A rate that can be shared out: the highest that held, or else the lowest that was tried.
+    pub fn rate(&self) -> Option<f64> {
+        self.held_per_s.or(self.broke_per_s)
+    }
+}
+
 /// All steps of one climb.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Climb {
@@ -190,6 +197,7 @@ pub(crate) mod tests {
             error_reasons: BTreeMap::new(),
             completed_in_span: completed,
             body_bytes: completed << 10,
+            body_size_last: Some(1 << 10),
             latency: Percentiles { count: completed, p50_ns: p99_ns / 2, p99_ns, ..Percentiles::default() },
             lag: Percentiles::default(),
             connections_opened: 1,
@@ -245,6 +253,7 @@ pub(crate) mod tests {
         let at_once = climb(&ladder(), &Bounds { p99_ns_max: 1, ..Bounds::default() }, endless)?;
         assert_eq!((at_once.knee.held_per_s, at_once.knee.broke_per_s), (None, Some(100.0)));
         assert_eq!(at_once.knee.how, Some(Break::Slow(1_000)));
+        assert_eq!((by_rate.knee.rate(), at_once.knee.rate()), (Some(400.0), Some(100.0)));
         Ok(())
     }
 

@@ -86,6 +86,7 @@ pub(super) fn figures(rounds: &[Round], size: usize) -> Option<Figures> {
         p99_us: latency(|round| round.step.latency.p99_ns)?,
         p999_us: latency(|round| round.step.latency.p999_ns)?,
         p9999_us: latency(|round| round.step.latency.p9999_ns)?,
+        lag_p99_us: latency(|round| round.step.lag.p99_ns)?,
         rounds: counted.len(),
         rounds_disturbed: rounds.iter().filter(|round| round.disturbed).count(),
     })

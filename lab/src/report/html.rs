@@ -1,5 +1,6 @@
 //! The report as one page that needs nothing else.
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
 use super::svg::escape;
@@ -245,15 +246,26 @@ fn tables(page: &mut String, report: &Report) {
             .map_or_else(String::new, |rate| format!(", compared at {} per second", short(rate)));
         let _ = writeln!(page, "<h3>{}{rate}</h3>", escape(&cell.workload.name()));
         table(page, &header(cell), cell.series.iter().map(|series| row(cell, series)));
+        let moved: Vec<String> = cell
+            .series
+            .iter()
+            .filter_map(|series| Some(format!("{} moved by: {}", series.contender, series.moved_by()?)))
+            .collect();
+        list(page, "", moved.iter().map(String::as_str));
         let broke: Vec<String> = cell
             .series
             .iter()
             .filter_map(|series| {
                 let knee = series.climb.knee;
+                let broke = knee.broke_per_s?;
+                let steps = series.climb.steps.iter().filter(|step| step.asked_per_s == Some(broke));
+                let reasons: BTreeSet<&str> =
+                    steps.flat_map(|step| step.error_reasons.keys()).map(String::as_str).collect();
+                let reasons: String = reasons.iter().map(|reason| format!("; {reason}")).collect();
                 Some(format!(
-                    "{} broke at {} per second: {}",
+                    "{} broke at {} per second: {}{reasons}",
                     series.contender,
-                    short(knee.broke_per_s?),
+                    short(broke),
                     knee.how?
                 ))
             })
@@ -289,6 +301,9 @@ fn method(page: &mut String, report: &Report) {
         "Ratios are medians over rounds measured side by side. ~: the interval holds 1, so the difference is within the noise. \
          ?: fewer than six rounds. !: others used the machine in all rounds, and the figure is not worth much. \
          \"5 of 7\": rounds in which others used the machine were left out."
+            .to_owned(),
+        "Latencies are in microseconds. lag: how late the load generator itself was with 1 of 100 operations, for want of its \
+         core; that is part of the latencies. moved by: what the proxy counted in the rounds."
             .to_owned(),
         "proxy CPU: time of the workers' processes. machine CPU: time in which any core was not idle, so load generator, backend \
          and kernel threads are in it."

@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
+use underpass_command::api::Counters;
 
 use crate::load::Step;
 use crate::machine::Machine;
@@ -144,6 +145,10 @@ pub struct Series {
     pub climb: Climb,
     /// What was measured side by side with the others.
     pub rounds: Vec<Round>,
+    /// By which way the proxy says that it moved the bytes of the rounds, and how often it could not do as it was to:
+    /// its counters `bytes_...` and `fallback_...`, those that are not 0.
+    #[serde(default)]
+    pub moved: BTreeMap<String, u64>,
     /// What follows from the rounds.
     pub figures: Option<Figures>,
 }
@@ -195,6 +200,8 @@ pub struct Figures {
     pub p999_us: Interval,
     /// Latency in microseconds.
     pub p9999_us: Interval,
+    /// How late the load generator itself was with 1 of 100 operations, in microseconds: part of the latencies above.
+    pub lag_p99_us: Interval,
     /// Rounds that count.
     pub rounds: usize,
     /// Rounds in which others used the machine. They are left out, unless there are no others.
@@ -226,6 +233,39 @@ pub struct SteeringRow {
     pub cpu: u32,
     /// Connections by worker.
     pub workers: Vec<u64>,
+}
+
+/// The counters by which a running proxy tells how it moved bytes.
+const WAYS: &[&str] = &["bytes_copied", "bytes_spliced", "bytes_sockmap"];
+
+impl Series {
+    /// Adds what the proxy has counted between two looks at it.
+    pub fn add_moved(&mut self, before: &Counters, after: &Counters) {
+        for (name, &value) in &after.values {
+            let grown = value.saturating_sub(before.value(name));
+            if grown > 0 && (WAYS.contains(&name.as_str()) || name.starts_with("fallback_")) {
+                *self.moved.entry(name.clone()).or_default() += grown;
+            }
+        }
+    }
+
+    /// The same in words; none where it is not known.
+    pub fn moved_by(&self) -> Option<String> {
+        let of = |name: &str| self.moved.get(name).copied().unwrap_or(0);
+        let total: u64 = WAYS.iter().map(|way| of(way)).sum();
+        let share = |way: &&str| {
+            let percent = of(way) as f64 * 100.0 / total.max(1) as f64;
+            let name = way.strip_prefix("bytes_").unwrap_or(way);
+            (of(way) > 0).then(|| format!("{name} {percent:.0} %"))
+        };
+        let fallbacks = self.moved.iter().filter(|(name, _)| name.starts_with("fallback_"));
+        let parts: Vec<String> = WAYS
+            .iter()
+            .filter_map(share)
+            .chain(fallbacks.map(|(name, count)| format!("{name} {count} times")))
+            .collect();
+        (!parts.is_empty()).then(|| parts.join(", "))
+    }
 }
 
 impl Report {

@@ -29,6 +29,7 @@ fn series(name: &str, size: usize, cost_ns: u64) -> Series {
         closed_per_s: Some(500.0),
         climb: Climb { steps: vec![measured(100.0), measured(200.0), measured(400.0)], knee },
         rounds,
+        moved: [("bytes_copied".to_owned(), 25), ("bytes_spliced".to_owned(), 75)].into(),
         figures: None,
     }
 }
@@ -137,6 +138,7 @@ fn the_page_has_every_series_and_escapes() {
         "90 (90 %)",
         "splice beats copy from 1 MiB on",
         "broke at 400 per second",
+        "splice moved by: copied 25 %, spliced 75 %",
         "what a proxy adds",
         "one note",
     ] {
@@ -188,9 +190,27 @@ fn a_series_without_anything_is_no_trouble() {
             disturbed: false,
             step: Step { latency: Percentiles::default(), ..step(0.0, 0.0, 0) },
         }],
+        moved: BTreeMap::new(),
         figures: None,
     });
     report.conclude();
     let page = html(&report);
     assert!(page.contains("<td>empty</td>") && !page.contains("NaN") && !page.contains("inf"), "{page}");
+}
+
+#[test]
+fn only_ways_and_fallbacks_that_grew_are_told() {
+    let counters = |values: &[(&str, u64)]| Counters {
+        values: values.iter().map(|&(name, value)| (name.to_owned(), value)).collect(),
+        ..Counters::default()
+    };
+    let mut series = Series { moved: BTreeMap::new(), ..series("sockmap", 1, 1) };
+    assert_eq!(series.moved_by(), None);
+    let before =
+        counters(&[("bytes_copied", 10), ("fallback_no_pipe", 1), ("requests", 5), ("bytes_spliced", 3)]);
+    let after =
+        counters(&[("bytes_copied", 10), ("fallback_no_pipe", 3), ("requests", 9), ("bytes_sockmap", 8)]);
+    series.add_moved(&before, &after);
+    series.add_moved(&after, &after);
+    assert_eq!(series.moved_by().as_deref(), Some("sockmap 100 %, fallback_no_pipe 2 times"));
 }

@@ -76,6 +76,7 @@ pub(super) fn row(cell: &Cell, series: &Series) -> Vec<String> {
         latency(|figures| figures.p99_us),
         latency(|figures| figures.p999_us),
         latency(|figures| figures.p9999_us),
+        latency(|figures| figures.lag_p99_us),
         proxy,
         machine,
         rounds,
@@ -89,10 +90,19 @@ pub(super) fn header(cell: &Cell) -> Vec<String> {
         Kind::Tunnel => "us/message",
         Kind::Connections => "us/connection",
     };
-    let mut header: Vec<String> =
-        ["contender", "closed/s", "knee/s", "p50 us", "p90 us", "p99 us", "p99.9 us", "p99.99 us"]
-            .map(str::to_owned)
-            .to_vec();
+    let mut header: Vec<String> = [
+        "contender",
+        "closed/s",
+        "knee/s",
+        "p50 us",
+        "p90 us",
+        "p99 us",
+        "p99.9 us",
+        "p99.99 us",
+        "lag p99 us",
+    ]
+    .map(str::to_owned)
+    .to_vec();
     header.extend([format!("proxy {unit}"), format!("machine {unit}"), "rounds".into()]);
     header
 }
@@ -107,6 +117,11 @@ pub fn text(report: &Report) -> String {
         let mut rows = vec![header(cell)];
         rows.extend(cell.series.iter().map(|series| row(cell, series)));
         text += &aligned(&rows);
+        for series in &cell.series {
+            if let Some(moved) = series.moved_by() {
+                let _ = writeln!(text, "  {} moved by: {moved}", series.contender);
+            }
+        }
     }
     if !report.steering.is_empty() {
         text.push_str("\nsteering, many short connections\n");

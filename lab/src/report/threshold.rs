@@ -47,7 +47,18 @@ impl Threshold {
                 ratio.low,
                 ratio.high
             ),
-            None => format!("{what} from no size on: none beyond the noise"),
+            None => format!("{what} from no size on: {}", self.why_none()),
+        }
+    }
+
+    fn why_none(&self) -> &'static str {
+        let all = |verdict| self.sizes.iter().all(|entry| entry.ratio.verdict == verdict);
+        if all(Verdict::Disturbed) {
+            "others used the machine in every round, so there is no verdict"
+        } else if all(Verdict::TooFewRounds) {
+            "too few rounds for a verdict"
+        } else {
+            "none beyond the noise"
         }
     }
 }
@@ -101,6 +112,24 @@ mod tests {
         let ratio =
             |verdict| Ratio { median: 1.0, low: 0.9, high: 1.1, confidence: 0.97, rounds: 6, verdict };
         verdicts.iter().zip(1..).map(|(&verdict, size)| SizeRatio { size, ratio: ratio(verdict) }).collect()
+    }
+
+    #[test]
+    fn why_there_is_none_is_told() {
+        use Verdict::{Disturbed, TooFewRounds, WithinNoise};
+        for (verdict, reason) in
+            [(Disturbed, "others used"), (TooFewRounds, "too few rounds"), (WithinNoise, "beyond the noise")]
+        {
+            let threshold = Threshold {
+                kind: Kind::Upload,
+                measure: Measure::MachineCpu,
+                mode: "splice".into(),
+                than: "copy".into(),
+                from_size: None,
+                sizes: sizes(&[verdict, verdict]),
+            };
+            assert!(threshold.sentence().contains(reason), "{}", threshold.sentence());
+        }
     }
 
     #[test]

@@ -4,6 +4,7 @@
 #![forbid(unsafe_code)]
 
 mod command;
+mod lab;
 mod nic;
 mod start;
 mod text;
@@ -64,6 +65,8 @@ enum Command {
         #[command(subcommand)]
         action: RedirectAction,
     },
+    /// Raise the load on a URL step by step until it breaks; with --admin, compare redirect modes. This makes load!
+    Lab(lab::Lab),
     /// Show which worker each queue of a network interface feeds, and what is misaligned
     Nic {
         /// Interface [default: all whose queues have interrupts]
@@ -231,6 +234,7 @@ fn run(command: Command) -> Result<(), Failure> {
         Command::Check { file, explain, man } => start::check(file.as_deref(), explain, man),
         Command::Demo(demo) => start::demo(&demo),
         Command::Status { target, format } => command::status(&target.client(), format),
+        Command::Lab(arguments) => lab::lab(arguments),
         Command::Nic { interface, apply, target } => nic::nic(&target.client(), interface.as_deref(), apply),
         Command::Redirect { action: RedirectAction::Get { target, format } } => {
             command::redirect(&target.client(), format)

@@ -9,9 +9,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use underpass_command::Client;
-use underpass_command::api::RedirectChange;
+use underpass_command::api::{Counters, RedirectChange};
 use underpass_command::state::RedirectMode;
 use underpass_lab::accounting::MachineClock;
+use underpass_lab::deployed::unavailable;
 use underpass_lab::load::{self, Arrivals, Exchange, Step};
 use underpass_lab::machine::Machine;
 use underpass_lab::ramp::{Climb, climb};
@@ -120,6 +121,13 @@ impl<'a> Lab<'a> {
         Ok(())
     }
 
+    /// Waits for others to leave the machine alone, as long as there is patience left. Only the rounds are worth it: a step that
+    /// breaks for others' sake is repeated.
+    pub(super) fn wait_until_quiet(&mut self) -> Result<()> {
+        self.patience = wait_for_quiet(&self.clock, self.report.machine.cores, self.patience)?;
+        Ok(())
+    }
+
     /// Stops everything and hands out what was measured.
     pub(super) fn finish(self) -> Report {
         self.report
@@ -145,6 +153,7 @@ impl<'a> Lab<'a> {
 
     /// Tries each mode once, so that one that cannot be had is reported as such and not measured as something else.
     fn probe_modes(&mut self) -> Result<()> {
+        self.report.refused.extend(unavailable(&self.admin.status()?));
         for &contender in &self.plan.contenders {
             check_interrupt()?;
             if let Contender::Mode(mode) = contender
@@ -183,6 +192,7 @@ impl<'a> Lab<'a> {
                 closed_per_s: closed.filter(|step| step.completed > 0).map(|step| step.achieved_per_s()),
                 climb: Climb::default(),
                 rounds: Vec::new(),
+                moved: BTreeMap::new(),
                 figures: None,
             });
         }
@@ -210,7 +220,7 @@ impl<'a> Lab<'a> {
                 );
             }
         }
-        let knees = of_proxies(&cell, |series| series.climb.knee.held_per_s);
+        let knees = of_proxies(&cell, |series| series.climb.knee.rate());
         if let Some(lowest) = knees.into_iter().reduce(f64::min) {
             let rate = lowest * self.plan.load_share;
             cell.compared_per_s = Some(rate);
@@ -240,18 +250,27 @@ impl<'a> Lab<'a> {
             }
             for contender in rotated(contenders, round as usize) {
                 let arrivals = Arrivals::Open { per_s, seed: 1000 + u64::from(round) };
+                self.wait_until_quiet()?;
+                let before = self.counters(contender)?;
                 let Some(step) = self.attempt(contender, cell.workload, arrivals)? else { continue };
+                let after = self.counters(contender)?;
                 let workers = self.workers(contender)?.len();
                 let disturbed = self.is_disturbed(&step);
                 if let Some(series) =
                     cell.series.iter_mut().find(|series| series.contender == contender.name())
                 {
                     series.rounds.push(Round { round, workers, disturbed, step });
+                    series.add_moved(&before, &after);
                 }
             }
         }
         eprintln!("[{}]   compared in {} rounds at {per_s:.0}/s", self.elapsed(), self.plan.rounds);
         Ok(())
+    }
+
+    /// What underpass has counted; nothing for the others.
+    fn counters(&self, contender: Contender) -> Result<Counters> {
+        Ok(if let Contender::Mode(_) = contender { self.admin.status()?.total } else { Counters::default() })
     }
 
     /// A step; none if it failed, which is noted.
@@ -300,7 +319,6 @@ impl<'a> Lab<'a> {
         arrivals: Arrivals,
         workers: &[u32],
     ) -> Result<Step> {
-        self.patience = wait_for_quiet(&self.clock, self.report.machine.cores, self.patience)?;
         let Workload { kind, size, connections } = workload;
         let plan = load::Plan {
             address,
@@ -308,7 +326,7 @@ impl<'a> Lab<'a> {
                 Kind::Download => Exchange::Download { size, reuse: true },
                 Kind::Connections => Exchange::Download { size, reuse: false },
                 Kind::Upload => Exchange::Upload { size },
-                Kind::Tunnel => Exchange::Tunnel { message_size: size },
+                Kind::Tunnel => Exchange::Tunnel { message_size: size, upgrade: true },
             },
             arrivals,
             connections_max: connections,
@@ -408,6 +426,9 @@ fn empty_report(plan: &Plan, launcher: &Launcher, cores: Cores, machine: Machine
                  where also everything is received that comes to the proxy at {PROXY}: by threaded NAPI from the client, \
                  by receive packet steering from the backend. Load generator and backend share core {load}."
             ),
+            "The way without a proxy (direct) shows what load generator and backend can do on the core that they share: a knee near its \
+             rate is theirs, not the proxy's."
+                .into(),
             "What the kernel does in its threads and interrupts is part of the machine's time, and not of the proxy's."
                 .into(),
         ],

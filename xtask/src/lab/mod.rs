@@ -49,7 +49,7 @@ pub(crate) struct Options {
     /// Rounds in which contenders are compared; six are needed to tell a difference from noise [default: 7]
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=1000))]
     rounds: Option<u32>,
-    /// Length of a step [default: 1; quick: 0.15]
+    /// Length of a step [default: 0.5; quick: 0.1]
     #[arg(long, value_parser = seconds)]
     seconds: Option<Duration>,
     /// Most connections at a time, for downloads and uploads
@@ -61,10 +61,13 @@ pub(crate) struct Options {
     /// No step is begun after so many minutes; what was measured until then is reported
     #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u16).range(1..))]
     minutes_max: u16,
+    /// Measure this executable, and don't build one
+    #[arg(long, value_name = "FILE")]
+    underpass: Option<PathBuf>,
     /// Folder for lab.json and lab.html
     #[arg(long, value_name = "FOLDER", default_value = "target/lab")]
     out: PathBuf,
-    /// Seconds, in all, to wait for other processes to leave the machine alone [default: 60; quick: 10, smoke: 0]
+    /// Seconds, in all, to wait for other processes to leave the machine alone [default: 60; quick: 5, smoke: 0]
     #[arg(long, value_parser = seconds)]
     patience: Option<Duration>,
     /// Don't install missing programs, say which they are
@@ -111,7 +114,8 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         tools.push(HAPROXY);
     }
     ensure_tools(&tools, !options.no_install)?;
-    let (tool, underpass) = (build("underpass-bench")?, build("underpass")?);
+    let tool = build("underpass-bench")?;
+    let underpass = options.underpass.clone().map_or_else(|| build("underpass"), Ok)?;
     // Not before: what cargo starts would inherit the blocked signals.
     process::catch_interrupts()?;
     let folder = tempfile::Builder::new().prefix("underpass-lab-").tempdir()?;

@@ -38,13 +38,13 @@ impl Plan {
     pub(super) fn of(options: &Options) -> Self {
         let short = options.smoke || options.quick;
         let (rounds, span_ms, warm_up_ms, patience_s) = match () {
-            () if options.smoke => (1, 60, 20, 0),
-            () if options.quick => (6, 120, 30, 10),
-            () => (7, 1000, 150, 60),
+            () if options.smoke => (1, 150, 20, 0),
+            () if options.quick => (6, 100, 30, 5),
+            () => (7, 500, 100, 60),
         };
         let ladder_shares: &[f64] = match () {
             () if options.smoke => &[0.3],
-            () if options.quick => &[0.4, 0.7, 0.9],
+            () if options.quick => &[0.5, 0.8, 1.0],
             () => &[0.1, 0.25, 0.4, 0.55, 0.7, 0.8, 0.9, 1.0],
         };
         let mut contenders = if options.modes.is_empty() { Contender::all() } else { options.modes.clone() };
@@ -56,7 +56,12 @@ impl Plan {
             rounds: options.rounds.unwrap_or(rounds),
             span: options.seconds.unwrap_or(Duration::from_millis(span_ms)),
             warm_up: Duration::from_millis(warm_up_ms),
-            timeout: if short { Duration::from_millis(500) } else { Duration::from_secs(1) },
+            timeout: match () {
+                // On a machine that is busy with other things nothing fails for that.
+                () if options.smoke => Duration::from_secs(20),
+                () if options.quick => Duration::from_millis(300),
+                () => Duration::from_secs(1),
+            },
             bounds: Bounds::default(),
             ladder_shares: ladder_shares.to_vec(),
             ladder_factor: if short { 1.3 } else { 1.15 },

@@ -70,6 +70,7 @@ impl Lab<'_> {
             }
             for policy in rotated(SteeringPolicy::ALL, round as usize) {
                 check_interrupt()?;
+                self.wait_until_quiet()?;
                 let matrix_before = admin.steering()?;
                 let arrivals = Arrivals::Open { per_s, seed: 1000 + u64::from(round) };
                 let (matrix_after, step) = self.under(&admin, policy, arrivals, &workers)?;
