@@ -87,7 +87,8 @@ pub(super) fn sockmap_available(scene: &mut Scene<'_>) -> Result<String> {
     }
     ensure!(*available == false, "it must be off before {}.{}", SOCKMAP_SINCE.0, SOCKMAP_SINCE.1);
     let reason = reason.as_str().context("no reason is given")?;
-    ensure!(reason.contains(release), "the reason does not name the kernel: {reason}");
+    let expected = too_old_for_sockmap(release)?.unwrap_or_default();
+    ensure!(reason.contains(&expected), "the reason is not that {expected}: {reason}");
     let shown = scene.guest.run("underpass status")?;
     ensure!(shown.contains(reason), "the reason is not shown: {reason}\n{shown}");
     Ok(format!("off: {reason}"))
@@ -110,6 +111,12 @@ pub(super) fn auto(scene: &mut Scene<'_>) -> Result<String> {
     let by_kernel = moved["bytes_spliced"] + moved["bytes_sockmap"];
     ensure!(by_kernel > 0 && moved["bodies_copied"] > 0, "moved so: {moved:?}");
     Ok(describe(&moved))
+}
+
+/// What the proxy says of a kernel that is too old for sockmap; `None` for one that is not.
+pub(super) fn too_old_for_sockmap(release: &str) -> Result<Option<String>> {
+    let (major, minor) = SOCKMAP_SINCE;
+    Ok((!new_enough(release)?).then(|| format!("kernel {release} is older than {major}.{minor}")))
 }
 
 /// Whether sockmap is safe on a kernel of this release.
