@@ -35,6 +35,8 @@ pub struct Endpoint {
     pub hangup: bool,
     /// The end was read.
     pub ended: bool,
+    /// Our end was sent.
+    pub(super) finished: bool,
     /// Bytes received and not yet passed on.
     pub buffer: Option<Buffer>,
     /// What the kernel's redirection has to do with the socket.
@@ -50,6 +52,7 @@ impl Endpoint {
             writable,
             hangup: false,
             ended: false,
+            finished: false,
             buffer: None,
             redirect: Attachment::default(),
         }
@@ -147,7 +150,8 @@ impl Endpoint {
     }
 
     /// Sends FIN.
-    pub fn shutdown_write(&self) {
+    pub fn shutdown_write(&mut self) {
+        self.finished = true;
         // Fails only when the connection is gone already.
         let _ = self.stream.shutdown(Shutdown::Write);
     }

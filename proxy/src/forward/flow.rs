@@ -256,7 +256,11 @@ impl Flow {
                 return Ok(Progress::Done);
             }
             if source.ended {
-                // Everything it sent has been passed on.
+                // Everything it sent has been passed on. Where only the end of the connection ends the message, it must be one in
+                // order.
+                if self.ledger.data_left() == u64::MAX && source.was_reset() {
+                    return Err(Broken::Source(io::ErrorKind::ConnectionReset.into()));
+                }
                 self.ledger.close().map_err(|_| Broken::SourceEnded)?;
                 self.release_pipe(tools);
                 return Ok(Progress::Done);

@@ -210,8 +210,15 @@ impl Endpoint {
         (self.readable, self.writable) = (true, true);
         match error {
             Ok(Some(error)) if error.kind() != io::ErrorKind::WouldBlock => Err(error),
+            _ if self.was_reset() => Err(io::ErrorKind::ConnectionReset.into()),
             _ => Ok(()),
         }
+    }
+
+    /// Whether the connection was reset, though nothing else tells: a send of the kernel's own, of the other direction, may
+    /// have met the error. A connection that is closed, and that we have not finished, was reset.
+    pub(super) fn was_reset(&self) -> bool {
+        !self.finished && tcp_sent(self.as_fd()).is_ok_and(|sent| sent.closed)
     }
 
     /// Gives the account back, before the socket is closed.
