@@ -4,6 +4,7 @@
 
 mod admin;
 mod command_line;
+mod lab;
 mod lifecycle;
 mod ordinary_user;
 
