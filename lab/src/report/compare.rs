@@ -35,6 +35,9 @@ impl Measure {
 
     /// Its value in one round, for each operation; none where it makes no sense.
     fn of(self, round: &Round, size: usize) -> Option<f64> {
+        if self == Self::ProxyCpu && round.workers == 0 {
+            return None;
+        }
         let operations = round.operations(size);
         let value = match self {
             Self::ProxyCpu => round.proxy_ns() / operations,
@@ -42,8 +45,8 @@ impl Measure {
             Self::P50 => round.step.latency.p50_ns as f64,
             Self::P99 => round.step.latency.p99_ns as f64,
         };
-        // Nothing done, or nothing counted: no figure.
-        (value.is_finite() && value > 0.0).then_some(value)
+        // Nothing done: no figure. A cost may well be zero: a worker sleeps while the kernel forwards.
+        value.is_finite().then_some(value)
     }
 }
 
@@ -99,7 +102,8 @@ pub(super) fn ratio(this: &Series, base: &Series, measure: Measure, size: usize)
         let counts = |round: &&Round| disturbed_too || !round.disturbed;
         let pair = |round: &Round| {
             let other = base.rounds.iter().filter(counts).find(|other| other.round == round.round)?;
-            Some((measure.of(round, size)?, measure.of(other, size)?))
+            // There is no proportion to nothing.
+            Some((measure.of(round, size)?, measure.of(other, size).filter(|value| *value > 0.0)?))
         };
         this.rounds.iter().filter(counts).filter_map(pair).collect()
     };

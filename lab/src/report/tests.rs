@@ -106,6 +106,21 @@ fn costs_and_thresholds_follow_from_the_rounds() {
 }
 
 #[test]
+fn a_proxy_that_sleeps_costs_nothing_and_is_no_base() {
+    let mut report = report();
+    for round in &mut report.cells[0].series[0].rounds {
+        round.step.processes[0].run_ns = 0;
+    }
+    report.conclude();
+    let figures = report.cells[0].series[0].figures.unwrap();
+    assert_eq!(figures.proxy_us.map(|interval| interval.median), Some(0.0));
+    let ratio = |of, base| report.cells[0].comparison(of, base, Measure::ProxyCpu);
+    assert_eq!(ratio("copy", "splice").map(|ratio| ratio.median), Some(0.0));
+    assert_eq!(ratio("splice", "copy"), None);
+    assert!(!html(&report).contains("NaN"));
+}
+
+#[test]
 fn disturbed_rounds_are_left_out_while_there_are_others() {
     let mut report = report();
     let rounds = &mut report.cells[0].series[0].rounds;
