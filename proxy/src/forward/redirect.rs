@@ -365,7 +365,7 @@ impl Flow {
             Ok((handed, sent)) if !sent.closed => (handed, sent),
             _ => return Err(refused),
         };
-        if !sink.has_drained(&sent, redirector.credit / 2) {
+        if !sink.has_drained(&sent, redirector.credit) {
             return Err(NotBegun::Later);
         }
         let total = self.ledger.data_left();
@@ -437,8 +437,8 @@ impl Flow {
                 if limit == run.limit || run.limit - account.used > half {
                     return Ok(Some(Progress::Starved));
                 }
-                if behind > half {
-                    if sink.has_drained(&sent, half) {
+                if behind > redirector.credit {
+                    if sink.has_drained(&sent, redirector.credit) {
                         redirector.look_again(run.slot); // it is the kernel that is behind
                     }
                     return Ok(Some(Progress::Starved));
