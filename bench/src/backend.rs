@@ -1,4 +1,4 @@
-//! An HTTP/1.1 server that answers from memory, takes uploads and echoes: see [`crate::exchange`].
+//! An HTTP/1.1 server that answers from memory, takes uploads and echoes (`lab/src/exchange.rs`).
 
 use std::io::{self, IoSlice, Read as _, Write as _};
 use std::net::SocketAddr;

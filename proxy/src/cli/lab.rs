@@ -20,7 +20,7 @@ use super::{Failure, print};
 /// What to load, and how far.
 #[derive(Debug, Args)]
 pub(super) struct Lab {
-    /// What to download: http://HOST[:PORT]/PATH
+    /// What to download: `http://HOST[:PORT]/PATH`
     #[arg(required_unless_present = "tunnel")]
     url: Option<Url>,
     /// Also send bodies of so many bytes to the URL, by POST
