@@ -37,7 +37,7 @@ const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 /// Where packages come from if the system's configuration names no mirror.
 const MIRROR: &str = "http://deb.debian.org/debian";
 /// The drivers that a guest needs, its card's and those of its tests' own networks; what they need themselves is found out.
-const DRIVERS: [&str; 3] = ["virtio_pci", "virtio_net", "veth"];
+const DRIVERS: [&str; 4] = ["virtio_pci", "virtio_net", "veth", "tun"];
 
 /// A kernel that can be booted.
 #[derive(Debug)]
