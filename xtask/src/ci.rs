@@ -154,6 +154,11 @@ fn lab_smoke() -> anyhow::Result<Outcome> {
 }
 
 fn vm_test() -> anyhow::Result<Outcome> {
+    // It downloads kernels, and on the newest one sockmap's self-test stands still once in a while: by hand, until that is
+    // understood.
+    if std::env::var_os("UNDERPASS_CI_VM").is_none() {
+        return Ok(Outcome::Skipped("set UNDERPASS_CI_VM=1 to run it".into()));
+    }
     match vm::missing() {
         Some(reason) => Ok(Outcome::Skipped(reason)),
         None => xtask(&["vm-test"]),

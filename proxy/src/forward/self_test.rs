@@ -276,7 +276,7 @@ fn body_between_heads(bench: &mut Bench) -> Result<(), Fault> {
         line.write(HEAD + BODY + SUCCESSOR)?;
         if line.source.reclaim(Some(&mut line.bench.redirector)) {
             let mut bytes = [0; SUCCESSOR];
-            match line.source.stream().read(&mut bytes[successor.len()..]) {
+            match line.source.stream().read(&mut bytes[..SUCCESSOR - successor.len()]) {
                 Ok(n) => successor.extend(&bytes[..n]),
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {}
                 Err(error) => return Err(error.into()),
