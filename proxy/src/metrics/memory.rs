@@ -1,17 +1,23 @@
 //! The shared memory behind a worker's counters. The only unsafe code of this module's folder.
 
 use std::io;
+use std::marker::PhantomData;
 use std::num::NonZeroUsize;
+use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-use nix::fcntl::{FcntlArg, SealFlag, fcntl};
+use nix::fcntl::{FallocateFlags, FcntlArg, SealFlag, fallocate, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
-use nix::unistd::ftruncate;
+use nix::unistd::{Whence, ftruncate, lseek};
 
-use super::{BUCKETS, COUNTERS, Counter, Histogram, Peer, REASONS, WORDS, bucket_of};
+use super::slots::{PAGE_WORDS, SLOT_COUNTERS, WORDS};
+use super::{
+    BUCKETS, BackendCounter, COUNTERS, ClusterCounter, Counter, Histogram, ListenerCounter, Peer, REASONS,
+    Reading, SlotCounter, bucket_of,
+};
 
 const BYTES: usize = WORDS * size_of::<AtomicU64>();
 
@@ -26,7 +32,7 @@ impl From<nix::Error> for BlockError {
     }
 }
 
-/// One worker's counters, mapped.
+/// One worker's counters, mapped. Pages that were never written take no memory.
 #[derive(Debug)]
 pub struct Block {
     /// Points to `WORDS` atomics that stay mapped until drop.
@@ -77,8 +83,7 @@ impl Block {
     /// Adds to a counter. Only the worker that owns the block may; there is one writer, so this is no atomic add.
     #[inline]
     pub fn add(&self, counter: Counter, n: u64) {
-        let word = &self.words()[counter as usize];
-        word.store(word.load(Relaxed).wrapping_add(n), Relaxed);
+        add(&self.words()[counter as usize], n);
     }
 
     /// Sets a gauge.
@@ -94,8 +99,7 @@ impl Block {
 
     /// Counts a message refused for reason number `reason`.
     pub fn refused(&self, peer: Peer, reason: usize) {
-        let word = &self.words()[Self::reason_word(peer, reason)];
-        word.store(word.load(Relaxed).wrapping_add(1), Relaxed);
+        add(&self.words()[Self::reason_word(peer, reason)], 1);
     }
 
     /// How many messages of `peer` were refused for reason number `reason`.
@@ -114,8 +118,7 @@ impl Block {
     /// Counts one request's time from its first byte to the last byte of its response.
     #[inline]
     pub fn latency(&self, micros: u64) {
-        let word = &self.words()[COUNTERS + 2 * REASONS + bucket_of(micros)];
-        word.store(word.load(Relaxed).wrapping_add(1), Relaxed);
+        add(&self.words()[COUNTERS + 2 * REASONS + bucket_of(micros)], 1);
     }
 
     /// The latencies counted so far.
@@ -125,6 +128,150 @@ impl Block {
             self.words()[first..first + BUCKETS].iter().map(|word| word.load(Relaxed)).collect();
         Histogram::from_counts(&counts)
     }
+}
+
+/// The slots of listeners, clusters and backends.
+impl Block {
+    /// The slot of a listener.
+    #[inline]
+    pub fn listener(&self, number: u32) -> Slot<'_, ListenerCounter> {
+        self.slot(number)
+    }
+
+    /// The slot of a cluster.
+    #[inline]
+    pub fn cluster(&self, number: u32) -> Slot<'_, ClusterCounter> {
+        self.slot(number)
+    }
+
+    /// The slot of a backend.
+    #[inline]
+    pub fn backend(&self, number: u32) -> Slot<'_, BackendCounter> {
+        self.slot(number)
+    }
+
+    #[inline]
+    pub(super) fn slot<C: SlotCounter>(&self, number: u32) -> Slot<'_, C> {
+        let first = C::AREA.slot(number);
+        Slot { words: &self.words()[first..first + C::AREA.slot_words], kind: PhantomData }
+    }
+
+    /// Sets a slot to zero before its number is given to another item. `in_use` tells which other numbers are taken: memory that
+    /// holds nothing but slots without owner goes back to the system. No worker may count in the slot meanwhile.
+    ///
+    /// # Errors
+    /// When the system does not take the memory back; the slot is zero all the same.
+    pub fn clear<C: SlotCounter>(&self, number: u32, in_use: impl Fn(u32) -> bool) -> Result<(), BlockError> {
+        let area = C::AREA;
+        let first = area.slot(number);
+        let mut written = false;
+        self.each_written_within(first..first + area.slot_words, |_| written = true);
+        if !written {
+            return Ok(());
+        }
+        for word in self.slot::<C>(number).words {
+            word.store(0, Relaxed);
+        }
+        let page = first - first % PAGE_WORDS;
+        let in_page = u32::try_from(PAGE_WORDS / area.slot_words).unwrap_or(1);
+        let neighbour = number - number % in_page;
+        let shared = (neighbour..neighbour + in_page).any(|other| other != number && in_use(other));
+        if !shared {
+            let flags = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+            let word = size_of::<AtomicU64>();
+            fallocate(&self.fd, flags, (page * word) as i64, (PAGE_WORDS * word) as i64)?;
+        }
+        Ok(())
+    }
+
+    /// Calls `found` with each range of words that has memory.
+    pub(super) fn each_written(&self, found: impl FnMut(Range<usize>)) {
+        self.each_written_within(0..WORDS, found);
+    }
+
+    fn each_written_within(&self, range: Range<usize>, mut found: impl FnMut(Range<usize>)) {
+        let word = size_of::<AtomicU64>() as i64;
+        let end = range.end as i64 * word;
+        let mut at = range.start as i64 * word;
+        // ENXIO ends it: no data from there to the end. The position belongs to nobody else: workers never seek.
+        while at < end
+            && let Ok(data) = lseek(&self.fd, at, Whence::SeekData)
+            && data < end
+        {
+            let hole = lseek(&self.fd, data, Whence::SeekHole).map_or(end, |hole| hole.min(end));
+            let words = |offset: i64| usize::try_from(offset / word).unwrap_or(WORDS);
+            found(words(data)..words(hole));
+            at = hole;
+        }
+    }
+
+    /// Memory that the block takes, in bytes.
+    pub fn memory_bytes(&self) -> u64 {
+        let mut words = 0;
+        self.each_written(|range| words += range.len());
+        (words * size_of::<AtomicU64>()) as u64
+    }
+}
+
+/// The counters of one listener, cluster or backend in one worker.
+#[derive(Clone, Copy, Debug)]
+pub struct Slot<'a, C> {
+    words: &'a [AtomicU64],
+    kind: PhantomData<C>,
+}
+
+impl<C: SlotCounter> Slot<'_, C> {
+    /// Adds to a counter. As with [`Block::add`], only the worker may.
+    #[inline]
+    pub fn add(&self, counter: C, n: u64) {
+        add(&self.words[counter.index()], n);
+    }
+
+    /// Sets a gauge.
+    #[inline]
+    pub fn set(&self, gauge: C, value: u64) {
+        self.words[gauge.index()].store(value, Relaxed);
+    }
+
+    /// A gauge goes up or down by one.
+    #[inline]
+    pub fn gauge(&self, gauge: C, up: bool) {
+        self.add(gauge, if up { 1 } else { u64::MAX });
+    }
+
+    /// Counts a duration in the histogram at `place`.
+    #[inline]
+    pub fn duration(&self, place: usize, micros: u64) {
+        let first = Self::histogram(place);
+        add(&self.words[first], micros);
+        add(&self.words[first + 1 + C::SCALES[place].bucket_of(micros)], 1);
+    }
+
+    /// A histogram is the sum of its values and its buckets.
+    fn histogram(place: usize) -> usize {
+        SLOT_COUNTERS + C::SCALES[..place].iter().map(|scale| 1 + scale.buckets()).sum::<usize>()
+    }
+
+    pub(super) fn add_to(&self, reading: &mut Reading<C>) {
+        for (sum, word) in reading.counters.iter_mut().zip(&self.words[..SLOT_COUNTERS]) {
+            *sum = sum.wrapping_add(word.load(Relaxed));
+        }
+        for (place, scale) in C::SCALES.iter().enumerate() {
+            let first = Self::histogram(place);
+            let durations = &mut reading.durations[place];
+            durations.sum_us = durations.sum_us.wrapping_add(self.words[first].load(Relaxed));
+            let words = &self.words[first + 1..=first + scale.buckets()];
+            for (sum, word) in durations.counts.iter_mut().zip(words) {
+                *sum = sum.wrapping_add(word.load(Relaxed));
+            }
+        }
+    }
+}
+
+/// Adds to a word that has one writer.
+#[inline]
+fn add(word: &AtomicU64, n: u64) {
+    word.store(word.load(Relaxed).wrapping_add(n), Relaxed);
 }
 
 impl Drop for Block {
