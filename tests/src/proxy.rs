@@ -53,7 +53,7 @@ impl Setup {
     #[must_use]
     pub fn cluster(mut self, name: &str, backends: &[SocketAddr]) -> Self {
         let mut cluster = Cluster::new(name);
-        cluster.backends = backends.iter().map(|&address| Backend { address }).collect();
+        cluster.backends = backends.iter().map(|&address| Backend::new(address)).collect();
         self.state.clusters.push(cluster);
         self
     }

@@ -18,7 +18,8 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::state::{Protocol, RedirectMode, SteeringPolicy};
+use crate::live::{Operation, OperationError};
+use crate::state::{Protocol, RedirectMode, State, SteeringPolicy};
 
 /// What a running proxy does.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -276,6 +277,130 @@ pub struct Probe {
     pub detail: String,
 }
 
+/// A change of the configuration: all its operations are done, or none.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ChangeRequest {
+    /// The steps, in any order in which what is added, changed or removed is there or not, as it must be; what is named
+    /// needs to be there at the end only.
+    pub operations: Vec<Operation>,
+    /// Only if the configuration has this revision. In HTTP it is the field `If-Match`.
+    #[serde(skip)]
+    pub if_revision: Option<u64>,
+    /// Only tell what it would come to. In HTTP it is `?dry_run=true`.
+    #[serde(skip)]
+    pub dry_run: bool,
+}
+
+/// What a change has come to.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Changed {
+    /// The revision after it; the one before, if it came to nothing. For a dry run the one that it would have had.
+    pub revision: u64,
+    /// What it came to, in the order in which it was done: nothing for what was so before.
+    pub effects: Vec<Operation>,
+    /// What works and is probably not meant.
+    pub warnings: Vec<String>,
+    /// Whether nothing was done, because only the outcome was asked for.
+    pub dry_run: bool,
+}
+
+/// The configuration of a running proxy.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct StateDocument {
+    /// Its revision: how many changes have led to it. In HTTP it is the field `ETag` too.
+    pub revision: u64,
+    /// The configuration, sorted by name.
+    pub state: State,
+}
+
+/// Something that happened in a running proxy.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Event {
+    /// Counts events from 1; a gap means that some were lost.
+    pub sequence: u64,
+    /// When, in milliseconds since 1970.
+    pub time_ms: u64,
+    /// What.
+    #[serde(flatten)]
+    pub kind: EventKind,
+}
+
+/// What happened.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+pub enum EventKind {
+    /// A worker accepts connections.
+    WorkerUp {
+        /// Its number.
+        worker: u16,
+    },
+    /// A worker has ended.
+    WorkerDown {
+        /// Its number.
+        worker: u16,
+        /// How.
+        reason: String,
+    },
+    /// The configuration has changed in every worker.
+    Changed {
+        /// Its revision.
+        revision: u64,
+        /// How many items have changed.
+        operations: usize,
+    },
+    /// A backend takes requests again.
+    BackendUp {
+        /// Its cluster.
+        cluster: String,
+        /// Its address.
+        backend: SocketAddr,
+        /// Why.
+        reason: String,
+    },
+    /// A backend gets no more requests, because it does not answer as it should.
+    BackendDown {
+        /// Its cluster.
+        cluster: String,
+        /// Its address.
+        backend: SocketAddr,
+        /// Why.
+        reason: String,
+    },
+    /// The last request of all workers on a backend that was removed, or put to drain, has ended: it may be stopped.
+    BackendDrained {
+        /// Its cluster.
+        cluster: String,
+        /// Its address.
+        backend: SocketAddr,
+    },
+    /// The last connection of a listener that was removed has ended.
+    ListenerDrained {
+        /// Its name.
+        listener: String,
+    },
+    /// A limit was reached, for the first time in a while.
+    LimitReached {
+        /// The worker.
+        worker: u16,
+        /// The counter that tells how often.
+        what: String,
+    },
+    /// A fast path was not to be had, for the first time in a while.
+    Fallback {
+        /// The worker.
+        worker: u16,
+        /// The counter that tells how often.
+        what: String,
+    },
+    /// The configuration was saved.
+    Saved {
+        /// Its revision.
+        revision: u64,
+    },
+}
+
 /// The answer to a request that failed.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ErrorBody {
@@ -284,6 +409,12 @@ pub struct ErrorBody {
     /// What to do about it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub remedy: Option<String>,
+    /// Of a change: each operation that cannot be done, and why.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub operations: Vec<OperationError>,
+    /// Of a change for another revision: the one that the configuration has.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub revision: Option<u64>,
 }
 
 #[cfg(test)]

@@ -163,7 +163,11 @@ mod tests {
 
     #[test]
     fn a_refusal_shows_reason_and_remedy() {
-        let body = ErrorBody { error: "cluster \"x\": unknown".into(), remedy: Some("use app".into()) };
+        let body = ErrorBody {
+            error: "cluster \"x\": unknown".into(),
+            remedy: Some("use app".into()),
+            ..ErrorBody::default()
+        };
         assert_eq!(ClientError::Refused { status: 404, body }.to_string(), "cluster \"x\": unknown; use app");
     }
 }

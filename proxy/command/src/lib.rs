@@ -16,6 +16,7 @@
 pub mod api;
 mod client;
 mod http;
+pub mod live;
 pub mod state;
 
 pub use client::{Client, ClientError, SYSTEM_SOCKET, default_socket};

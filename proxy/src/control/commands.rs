@@ -30,7 +30,10 @@ pub(crate) struct Failure {
 
 impl Failure {
     pub(super) fn new(status: u16, error: impl Into<String>, remedy: impl Into<String>) -> Self {
-        Self { status, body: ErrorBody { error: error.into(), remedy: Some(remedy.into()) } }
+        Self {
+            status,
+            body: ErrorBody { error: error.into(), remedy: Some(remedy.into()), ..ErrorBody::default() },
+        }
     }
 }
 

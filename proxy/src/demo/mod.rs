@@ -204,7 +204,7 @@ fn state(plan: &Plan, folder: &Path, backends: &[SocketAddr]) -> State {
         ..Settings::default()
     };
     let listener = Listener::new("demo", plan.listen);
-    let backends = backends.iter().map(|address| Backend { address: *address }).collect();
+    let backends = backends.iter().map(|address| Backend::new(*address)).collect();
     let cluster = Cluster { backends, ..Cluster::new("demo") };
     State { settings, listeners: vec![listener], clusters: vec![cluster], routes: vec![Route::new("demo")] }
 }

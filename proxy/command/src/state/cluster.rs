@@ -9,6 +9,7 @@ use super::names::named;
 
 /// A group of backends that serve the same application.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Cluster {
     /// Unique among clusters.
     pub name: String,
@@ -32,9 +33,17 @@ pub struct Cluster {
 
 /// One server of a cluster.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Backend {
     /// Its address.
     pub address: SocketAddr,
+}
+
+impl Backend {
+    /// A backend with every default.
+    pub fn new(address: SocketAddr) -> Self {
+        Self { address }
+    }
 }
 
 impl Cluster {

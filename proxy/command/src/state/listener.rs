@@ -9,6 +9,7 @@ use super::names::named;
 
 /// Where connections come in.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Listener {
     /// Unique among listeners.
     pub name: String,

@@ -20,6 +20,7 @@ use serde::{Deserialize, Serialize};
 
 /// Everything a worker needs to forward traffic.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
 pub struct State {
     /// Process-wide settings.
     pub settings: Settings,

@@ -9,7 +9,7 @@ use super::{RedirectMode, SteeringPolicy};
 
 /// Settings of the process, the same for all workers.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default)]
+#[serde(default, deny_unknown_fields)]
 pub struct Settings {
     /// Number of workers; 0 means one for each core that the process may use.
     pub workers: u16,
@@ -55,7 +55,7 @@ impl Default for Settings {
 
 /// What is logged, and where.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
+#[serde(default, deny_unknown_fields)]
 pub struct Log {
     /// Filter of the supervisor's own log, in the syntax of `RUST_LOG`.
     pub level: String,
@@ -73,7 +73,7 @@ impl Default for Log {
 
 /// Bounds of each worker. Pools are sized from them at start and never grow.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
+#[serde(default, deny_unknown_fields)]
 pub struct Limits {
     /// Client connections of one worker.
     pub connections: u32,
@@ -128,7 +128,7 @@ impl Default for Limits {
 
 /// The deadline of each kind of wait, in milliseconds. Zero is not allowed: every wait ends.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
+#[serde(default, deny_unknown_fields)]
 pub struct Timeouts {
     /// From the first byte of a request (or from accept) to the end of its head; then 408. From accept to the end of
     /// what else must come before anything is passed on: a PROXY protocol header, a TLS ClientHello.

@@ -133,8 +133,7 @@ fn listener() -> impl Strategy<Value = Listener> {
 }
 
 fn cluster() -> impl Strategy<Value = Cluster> {
-    let backend =
-        (ip(), 10_000..=u16::MAX).prop_map(|(ip, port)| Backend { address: SocketAddr::new(ip, port) });
+    let backend = (ip(), 10_000..=u16::MAX).prop_map(|(ip, port)| Backend::new(SocketAddr::new(ip, port)));
     let choices = (select(Balance::ALL), option::of(select(RedirectMode::ALL)), select(SendProxy::ALL));
     (name(), choices, any::<bool>(), vec(backend, 0..4)).prop_map(
         |(name, (balance, redirect, send_proxy), chunked_requests, backends)| Cluster {

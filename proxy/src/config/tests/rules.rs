@@ -15,7 +15,7 @@ fn state() -> State {
     let mut listener = Listener::new("web", address("0.0.0.0:8080"));
     listener.default_cluster = Some("app".into());
     let mut cluster = Cluster::new("app");
-    cluster.backends.push(Backend { address: address("127.0.0.1:9000") });
+    cluster.backends.push(Backend::new(address("127.0.0.1:9000")));
     State { listeners: vec![listener], clusters: vec![cluster], ..State::default() }
 }
 
@@ -111,7 +111,7 @@ fn a_path_that_no_file_can_hold_is_refused() {
 #[test]
 fn a_problem_tells_its_place() {
     let mut state = state();
-    state.clusters[0].backends.push(Backend { address: address("127.0.0.1:0") });
+    state.clusters[0].backends.push(Backend::new(address("127.0.0.1:0")));
     let problems = validate(&state);
     assert_eq!(problems.len(), 1);
     assert_eq!(problems[0].place, Place::Backend { cluster: 0, backend: 1 });
@@ -127,7 +127,7 @@ fn lists_are_bounded() {
     let found = problems(|state| {
         let more = |index: usize| Listener::new(format!("l{index}"), address("127.0.0.1:0"));
         state.listeners.extend((0..256).map(more));
-        let backend = |index: u32| Backend { address: (std::net::Ipv4Addr::from_bits(index + 1), 80).into() };
+        let backend = |index: u32| Backend::new((std::net::Ipv4Addr::from_bits(index + 1), 80).into());
         state.clusters[0].backends.extend((0..1024).map(backend));
         state.routes.push(Route::new("app"));
     });
@@ -176,7 +176,7 @@ fn a_backend_that_is_another_listener_is_warned_of() {
         state.listeners.push(inner);
         state.clusters[0].backends[0].address = address("127.0.0.1:8081");
         state.clusters.push(Cluster::new("end"));
-        state.clusters[1].backends.push(Backend { address: address("127.0.0.1:9000") });
+        state.clusters[1].backends.push(Backend::new(address("127.0.0.1:9000")));
     });
     let expected = "warning: cluster \"app\": backend 1: address \"127.0.0.1:8081\": is listener \"inner\" of this \
                     proxy, so these requests pass it twice; use the backend's own address, if that is not meant";
