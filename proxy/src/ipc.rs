@@ -55,7 +55,7 @@ pub enum ToWorker {
         backend: Backend,
     },
     /// A route to a cluster that was added before.
-    AddRoute(Route),
+    AddRoute(Box<Route>),
     /// A listener. Descriptor: this worker's listening socket. Accepting begins with [`ToWorker::Run`].
     AddListener(Listener),
     /// The state is complete: accept connections. Answered with [`ToSupervisor::Running`].

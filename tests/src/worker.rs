@@ -53,7 +53,7 @@ impl Worker {
     /// Starts one on a thread that does something else first.
     #[track_caller]
     pub fn start_after(first: impl FnOnce() + Send + 'static, setup: Setup) -> Self {
-        let State { settings, listeners, clusters, routes } = setup.state;
+        let State { settings, listeners, clusters, routes, .. } = setup.state;
         let metrics = Block::create().expect("metrics memory");
         let (channel, end) = Channel::pair().expect("a control channel");
         let thread = thread::spawn(move || {
@@ -88,7 +88,7 @@ impl Worker {
             }
         }
         for route in routes {
-            send(&ToWorker::AddRoute(route), &[]);
+            send(&ToWorker::AddRoute(Box::new(route)), &[]);
         }
         let [mut listener] = <[_; 1]>::try_from(listeners).expect("one listener");
         let socket = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");

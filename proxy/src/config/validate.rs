@@ -205,18 +205,7 @@ fn check_names(problems: &mut Vec<Problem>, names: &[&str], place: fn(usize) -> 
 }
 
 fn check_routes_unique(state: &State, problems: &mut Vec<Problem>) {
-    let selector = |route: &Route| {
-        (
-            route.listener.clone(),
-            route.host.as_ref().map(|host| host.to_ascii_lowercase()),
-            route.sni.as_ref().map(|name| name.to_ascii_lowercase()),
-            match &route.path {
-                PathMatch::Exact(path) => (true, path.clone()),
-                PathMatch::Prefix(path) => (false, path.clone()),
-            },
-        )
-    };
-    for (second, first) in repeated(state.routes.iter().map(selector).enumerate()) {
+    for (second, first) in repeated(state.routes.iter().map(Route::key).enumerate()) {
         let place = Place::Route(second);
         let what =
             if state.routes[second].sni.is_some() { "listener and sni" } else { "listener, host and path" };
@@ -273,7 +262,9 @@ fn check_references(state: &State, problems: &mut Vec<Problem>) {
         }
     }
     for (index, route) in state.routes.iter().enumerate() {
-        check(&clusters, "cluster", Place::Route(index), "", "cluster", &route.cluster);
+        if let Some(cluster) = &route.cluster {
+            check(&clusters, "cluster", Place::Route(index), "", "cluster", cluster);
+        }
         if let Some(listener) = &route.listener {
             check(&listeners, "listener", Place::Route(index), "", "listener", listener);
         }
@@ -294,7 +285,7 @@ fn check_use(state: &State, problems: &mut Vec<Problem>) {
     }
     let defaults = state.listeners.iter().filter_map(|listener| listener.default_cluster.as_deref());
     let used: HashSet<&str> =
-        state.routes.iter().map(|route| route.cluster.as_str()).chain(defaults).collect();
+        state.routes.iter().filter_map(|route| route.cluster.as_deref()).chain(defaults).collect();
     for (index, cluster) in state.clusters.iter().enumerate() {
         let place = Place::Cluster(index);
         if !used.contains(cluster.name.as_str()) {
@@ -326,9 +317,12 @@ fn check_use(state: &State, problems: &mut Vec<Problem>) {
         }
     }
     for (index, route) in state.routes.iter().enumerate() {
-        let (PathMatch::Exact(path) | PathMatch::Prefix(path)) = &route.path;
+        let (key, path) = match &route.path {
+            PathMatch::Exact(path) => ("path", path),
+            PathMatch::Prefix(path) => ("path_prefix", path),
+            PathMatch::Regex(_) => continue,
+        };
         if path.ends_with('*') {
-            let key = if matches!(route.path, PathMatch::Exact(_)) { "path" } else { "path_prefix" };
             let fault = Fault::new(
                 "the asterisk stands for itself",
                 "a path_prefix without it takes every path below",
@@ -390,6 +384,7 @@ fn answers(address: IpAddr, target: IpAddr) -> bool {
 }
 
 fn leads_to(routes: &[Route], listener: &Listener, cluster: &Cluster) -> bool {
-    let by_route = |route: &Route| route.cluster == cluster.name && protocols::concerns(route, listener);
+    let by_route =
+        |route: &Route| route.cluster.as_ref() == Some(&cluster.name) && protocols::concerns(route, listener);
     listener.default_cluster.as_ref() == Some(&cluster.name) || routes.iter().any(by_route)
 }

@@ -218,7 +218,9 @@ impl Supervisor {
                 letters.push(ToWorker::AddBackend { cluster, backend }.into());
             }
         }
-        letters.extend(self.state.routes.iter().map(|route| Letter::from(ToWorker::AddRoute(route.clone()))));
+        letters.extend(
+            self.state.routes.iter().map(|route| Letter::from(ToWorker::AddRoute(Box::new(route.clone())))),
+        );
         for (listener, opened) in self.state.listeners.iter().zip(&self.sockets) {
             let descriptors: Vec<Arc<OwnedFd>> =
                 opened.sockets.get(index).cloned().flatten().into_iter().collect();

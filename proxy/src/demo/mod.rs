@@ -206,7 +206,13 @@ fn state(plan: &Plan, folder: &Path, backends: &[SocketAddr]) -> State {
     let listener = Listener::new("demo", plan.listen);
     let backends = backends.iter().map(|address| Backend::new(*address)).collect();
     let cluster = Cluster { backends, ..Cluster::new("demo") };
-    State { settings, listeners: vec![listener], clusters: vec![cluster], routes: vec![Route::new("demo")] }
+    State {
+        settings,
+        listeners: vec![listener],
+        clusters: vec![cluster],
+        routes: vec![Route::new("demo")],
+        ..State::default()
+    }
 }
 
 /// A folder that nobody else can look into; removed with what is in it.

@@ -66,7 +66,11 @@ pub(super) fn apply(core: &mut Core, message: ToWorker, descriptors: Vec<OwnedFd
         ToWorker::AddCluster(cluster) => add_cluster(core, cluster),
         ToWorker::AddBackend { cluster, backend } => add_backend(core, &cluster, &backend),
         ToWorker::AddRoute(route) => {
-            let cluster = cluster_number(core, &route.cluster)?;
+            if matches!(route.path, state::PathMatch::Regex(_)) {
+                return Err("a route by a regular expression".to_owned());
+            }
+            let cluster = route.cluster.as_deref().ok_or_else(|| "a route without a cluster".to_owned())?;
+            let cluster = cluster_number(core, cluster)?;
             match &route.sni {
                 None => core.routes.add(&route, cluster),
                 Some(name) => {

@@ -108,6 +108,7 @@ impl Configuration {
             listeners: self.listeners.values().cloned().collect(),
             clusters: self.clusters.values().map(ClusterEntry::whole).collect(),
             routes: self.routes.values().cloned().collect(),
+            answers: Vec::new(),
         }
     }
 

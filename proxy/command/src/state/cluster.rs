@@ -4,8 +4,8 @@ use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 
-use super::RedirectMode;
 use super::names::named;
+use super::{AnswerFor, RedirectMode};
 
 /// A group of backends that serve the same application.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -26,6 +26,9 @@ pub struct Cluster {
     /// address, so it is not used for another.
     #[serde(default)]
     pub send_proxy: SendProxy,
+    /// Answers in place of the proxy's own for requests to this cluster.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub answers: Vec<AnswerFor>,
     /// The backends.
     #[serde(default)]
     pub backends: Vec<Backend>,
@@ -55,6 +58,7 @@ impl Cluster {
             redirect: None,
             chunked_requests: yes(),
             send_proxy: SendProxy::default(),
+            answers: Vec::new(),
             backends: Vec::new(),
         }
     }

@@ -4,8 +4,8 @@ use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 
-use super::RedirectMode;
 use super::names::named;
+use super::{AnswerFor, RedirectMode};
 
 /// Where connections come in.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -40,6 +40,9 @@ pub struct Listener {
     /// What happens to a connection that comes when a worker is at its limit of connections.
     #[serde(default)]
     pub at_limit: AtLimit,
+    /// Answers in place of the proxy's own for requests that came in here; those of a request's cluster come first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub answers: Vec<AnswerFor>,
 }
 
 impl Listener {
@@ -56,6 +59,7 @@ impl Listener {
             forwarded: ForwardedFields::default(),
             request_id: RequestId::default(),
             at_limit: AtLimit::default(),
+            answers: Vec::new(),
         }
     }
 }

@@ -1,14 +1,16 @@
-//! What a proxy is configured to do: settings, listeners, clusters and routes.
+//! What a proxy is configured to do: settings, listeners, clusters, routes and answers.
 //!
 //! These types are the contract between the configuration file, the admin API and the workers. They hold no
 //! behaviour of the data path. Units stand last in a name (`_ms`, `_size` in bytes).
 
+mod answer;
 mod cluster;
 mod listener;
 mod names;
 mod route;
 mod settings;
 
+pub use answer::*;
 pub use cluster::*;
 pub use listener::*;
 pub use names::UnknownName;
@@ -28,8 +30,11 @@ pub struct State {
     pub listeners: Vec<Listener>,
     /// Groups of backends that serve the same application.
     pub clusters: Vec<Cluster>,
-    /// Which requests go to which cluster.
+    /// Which requests go where.
     pub routes: Vec<Route>,
+    /// Answers of the proxy itself, by name.
+    #[serde(default)]
+    pub answers: Vec<Answer>,
 }
 
 named! {

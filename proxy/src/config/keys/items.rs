@@ -138,7 +138,7 @@ pub(in crate::config) static ROUTE: &[Key<Route>] = &[
             syntax: Syntax::UrlPath,
             get: |route| match &route.path {
                 PathMatch::Exact(path) => Some(path.clone()),
-                PathMatch::Prefix(_) => None,
+                PathMatch::Prefix(_) | PathMatch::Regex(_) => None,
             },
             set: |route, text| {
                 route.path = PathMatch::Exact(text.to_owned());
@@ -155,7 +155,7 @@ pub(in crate::config) static ROUTE: &[Key<Route>] = &[
             syntax: Syntax::UrlPath,
             get: |route| match &route.path {
                 PathMatch::Prefix(path) => Some(path.clone()),
-                PathMatch::Exact(_) => None,
+                PathMatch::Exact(_) | PathMatch::Regex(_) => None,
             },
             set: |route, text| {
                 route.path = PathMatch::Prefix(text.to_owned());
@@ -163,13 +163,19 @@ pub(in crate::config) static ROUTE: &[Key<Route>] = &[
             },
         },
     },
-    text!(
-        "cluster",
-        cluster,
-        Need::Required("app"),
-        Syntax::Name,
-        "Cluster that serves the requests or connections."
-    ),
+    Key {
+        name: "cluster",
+        doc: "Cluster that serves the requests or connections.",
+        need: Need::Required("app"),
+        access: Access::Text {
+            syntax: Syntax::Name,
+            get: |route| Some(route.cluster.clone().unwrap_or_default()),
+            set: |route, text| {
+                route.cluster = Some(text.to_owned());
+                Ok(())
+            },
+        },
+    },
     boolean!(
         "allow_connect",
         allow_connect,

@@ -143,6 +143,7 @@ fn cluster() -> impl Strategy<Value = Cluster> {
             chunked_requests,
             send_proxy,
             backends,
+            answers: Vec::new(),
         },
     )
 }
@@ -185,11 +186,11 @@ prop_compose! {
             // A route by server name needs a listener that sees it.
             (protocol == Protocol::Http || !fit.is_empty()).then(|| Route {
                 listener: listener.filter(|_| !fit.is_empty()).map(|index| index.get(&fit).name.clone()),
-                cluster: cluster.get(&clusters).name.clone(),
+                cluster: Some(cluster.get(&clusters).name.clone()),
                 ..route
             })
         });
-        State { settings, routes: routes.collect(), listeners, clusters }
+        State { settings, routes: routes.collect(), listeners, clusters, answers: Vec::new() }
     }
 }
 

@@ -94,6 +94,7 @@ fn check_route(
     match &route.path {
         PathMatch::Exact(path) => refuse("path", Some(quote(path)), sni_route_fault()),
         path if *path == PathMatch::default() => {}
+        PathMatch::Regex(regex) => refuse("path_regex", Some(quote(regex)), sni_route_fault()),
         PathMatch::Prefix(path) => refuse("path_prefix", Some(quote(path)), sni_route_fault()),
     }
     if route.allow_connect {
