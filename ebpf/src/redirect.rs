@@ -56,13 +56,20 @@ pub(crate) fn redirect_parse(ctx: SkBuffContext) -> u32 {
     let Some(account) = LEDGER.get_ptr_mut(slot) else { return STOP };
     // SAFETY: `account` points to a whole `FlowAccount`. Volatile, because the worker stores to two of its fields meanwhile;
     // each is one aligned word. The parser of one socket runs under that socket's lock, so there is one writer of the others.
-    let (used, limit, wake_at) = unsafe {
+    let (stopped, used, limit, wake_at) = unsafe {
         (
+            addr_of!((*account).stopped).read_volatile(),
             addr_of!((*account).used).read_volatile(),
             addr_of!((*account).limit).read_volatile(),
             addr_of!((*account).wake_at).read_volatile(),
         )
     };
+    // A stop is final. When part of a buffer was let through before it, `tcp_read_sock` offers the rest once more, to a stream
+    // parser that does not look whether it has been stopped. If the worker raised the limit between the two, bytes would pass
+    // that it does not wait for: it would take their target out of the map, and they would be lost.
+    if stopped != 0 {
+        return STOP;
+    }
     // `len` counts the whole buffer, also what lies before this message.
     let available = ctx.len().saturating_sub(message_offset(&ctx));
     let left = limit.saturating_sub(used);

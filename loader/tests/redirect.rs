@@ -125,6 +125,30 @@ fn what_exceeds_the_limit_stays_in_the_queue_of_the_source() {
     assert!(rest == bytes[1000..], "other bytes than were sent");
 }
 
+/// The stream parser of the kernel asks once more for what is left of a buffer after it was told to stop. A limit raised
+/// between the two must not let anything through: the worker takes what a stopped account says for final, and takes the target
+/// out of its map when so many bytes have arrived there.
+#[test]
+fn a_stop_is_final_whenever_the_limit_is_raised() {
+    const ROUNDS: u32 = 50;
+    for _ in 0..ROUNDS {
+        let Some(mut bench) = Bench::new("a_stop_is_final_whenever_the_limit_is_raised") else { return };
+        bench.start(1000);
+        thread::scope(|scope| {
+            let mut client = &bench.client;
+            scope.spawn(move || client.write_all(&content(5000)).expect("sending"));
+            let deadline = Instant::now() + DEADLINE;
+            // Spins, to raise the limit as soon after the stop as a worker on another CPU could.
+            while !bench.maps.account(SLOT).stopped {
+                assert!(Instant::now() < deadline, "the parser does not stop");
+            }
+            bench.maps.grant(SLOT, u64::MAX, u64::MAX);
+        });
+        tcp_sent(bench.source.as_fd()).expect("TCP_INFO");
+        assert_eq!(bench.maps.account(SLOT).used, 1000);
+    }
+}
+
 /// Else the end of a stream could not be told from a pause. What was let through does not count, nor an end that was read.
 #[test]
 fn what_was_not_let_through_counts_as_unread() {
