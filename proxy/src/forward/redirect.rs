@@ -262,6 +262,11 @@ impl Flow {
         }
     }
 
+    /// Whether the kernel has been told to move more than the credit allows, and stands still.
+    pub(super) fn has_stopped(&self, redirector: &Redirector) -> bool {
+        self.run.as_ref().is_some_and(|run| redirector.maps.account(run.slot).stopped)
+    }
+
     /// Whether the kernel has passed on bytes that nobody has entered yet.
     pub fn has_advanced(&self, redirector: Option<&Redirector>) -> bool {
         match (&self.run, redirector) {
