@@ -146,6 +146,8 @@ pub struct RequestEdit<'a> {
     pub request_id: RequestId,
     /// An id for a request that needs one.
     pub id: &'a [u8],
+    /// A trace that begins here: takes the place of `traceparent` and `tracestate`. None lets both pass.
+    pub traceparent: Option<&'a [u8]>,
 }
 
 /// The largest Max-Forwards that is passed on (RFC 9110 section 7.6.2 leaves the choice): what is passed on more often goes
@@ -198,6 +200,8 @@ pub fn edit_request(
         }
         Known::Forwarded if with.forwarded == ForwardedFields::Replace => Keep::No,
         Known::XRequestId if with.request_id == RequestId::Replace => Keep::No,
+        // W3C Trace Context section 4.2: with a new trace, the state of the old one goes too.
+        Known::TraceParent | Known::TraceState if with.traceparent.is_some() => Keep::No,
         _ => Keep::Yes,
     });
     if head.framing == Framing::Chunked {
@@ -365,6 +369,9 @@ fn write_origin(
     };
     if id_wanted {
         write_line(b"X-Request-Id: ", with.id, out);
+    }
+    if let Some(parent) = with.traceparent {
+        write_line(b"traceparent: ", parent, out);
     }
 }
 

@@ -58,4 +58,8 @@ known! {
     XForwardedPort = b"x-forwarded-port",
     /// Names a request across systems, by convention.
     XRequestId = b"x-request-id",
+    /// W3C Trace Context, section 3.2.
+    TraceParent = b"traceparent",
+    /// W3C Trace Context, section 3.3.
+    TraceState = b"tracestate",
 }

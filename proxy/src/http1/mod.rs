@@ -13,6 +13,7 @@ mod known;
 mod reason;
 mod request;
 mod response;
+mod trace_context;
 
 pub use authority::{Authority, parse_authority};
 pub use edit::{Edit, Piece, RequestEdit, ResponseEdit, edit_request, edit_response};
@@ -22,6 +23,7 @@ pub use known::Known;
 pub use reason::Reason;
 pub use request::{Method, RequestHead, Target, Version, parse_request};
 pub use response::{ResponseHead, parse_response};
+pub use trace_context::TraceParent;
 
 #[cfg(test)]
 mod tests;

@@ -198,6 +198,8 @@ impl Record<'_> {
             exchange.reason.map_or("", crate::http1::Reason::name)
         )?;
         escaped(out, exchange.id.as_bytes());
+        out.extend_from_slice(b"\",\"trace_id\":\"");
+        out.extend_from_slice(exchange.trace.id());
         out.extend_from_slice(b"\"}\n");
         Ok(())
     }

@@ -19,6 +19,7 @@ mod response;
 mod session;
 mod start;
 mod tcp;
+mod trace;
 mod tunnel;
 mod wheel;
 

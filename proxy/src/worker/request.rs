@@ -8,6 +8,7 @@ use super::connection::{self, Idle};
 use super::event_loop::Worker;
 use super::random::RequestName;
 use super::session::{ATTEMPTS_MAX, BUFFERS_PER_REQUEST, Exchange, Phase, Step};
+use super::trace::Trace;
 use crate::forward::{Broken, Buffer, Received};
 use crate::http1::{Framing, Known, Method, Reason, RequestEdit, RequestHead, edit_request, parse_request};
 use crate::metrics::{Counter, Peer};
@@ -140,6 +141,9 @@ impl Worker {
                 None => core.random.request_id(),
             };
         }
+        let trace_context = listener.configured.trace_context;
+        exchange.trace =
+            Trace::of(trace_context, bytes, &core.fields, &mut core.random, core.log.is_enabled());
         if core.log.is_enabled() {
             let (method, target) = (head.method_span.of(bytes), head.target_span.of(bytes));
             core.log.keep(key, method, target, head.host.of(bytes));
@@ -298,6 +302,7 @@ impl Worker {
             forwarded: listener.configured.forwarded,
             request_id: listener.configured.request_id,
             id: exchange.id.as_bytes(),
+            traceparent: exchange.trace.replacement(),
         };
         let bytes = core.buffers.bytes(buffer, buffer.unscanned..buffer.end);
         edit_request(bytes, &exchange.head, &core.fields, &edit, &mut core.edit);

@@ -6,6 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use underpass_command::state::{Protocol, RedirectMode, Settings};
 
 use super::random::RequestName;
+use super::trace::Trace;
 use crate::forward::{BufferPool, Endpoint, Flow, Kind, Ledger, Policy, TrailerLimits};
 use crate::http1::{Framing, Method, Reason, RequestHead, Span, Target, Version};
 
@@ -210,6 +211,7 @@ pub(super) struct Exchange {
     /// Index of the backend; `None` before one was chosen.
     pub(super) upstream: Option<u32>,
     pub(super) id: RequestName,
+    pub(super) trace: Trace,
     /// Client to backend.
     pub(super) request: Flow,
     /// Backend to client.
@@ -273,6 +275,7 @@ impl Exchange {
             cluster: 0,
             upstream: None,
             id: RequestName::none(),
+            trace: Trace::none(),
             request: Flow::idle(),
             response: Flow::idle(),
             mode: RedirectMode::Copy,

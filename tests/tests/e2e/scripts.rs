@@ -3,7 +3,9 @@
 use std::collections::BTreeSet;
 use std::fs;
 
-use underpass_command::state::{ForwardedFields, PathMatch, RedirectMode, RequestId, Route, State};
+use underpass_command::state::{
+    ForwardedFields, PathMatch, RedirectMode, RequestId, Route, State, TraceContext,
+};
 use underpass_tests::proxy::Setup;
 use underpass_tests::vtc::{folder, play};
 
@@ -42,6 +44,7 @@ scripts! {
     identity_appended: super::identity(super::ForwardedFields::Append, super::RequestId::Keep),
     identity_replaced: super::identity(super::ForwardedFields::Replace, super::RequestId::Replace),
     identity_off: super::identity(super::ForwardedFields::Off, super::RequestId::Off),
+    trace_context: |state| state.listeners[0].trace_context = super::TraceContext::Start,
     stale_connection: |_| {},
     routing: super::routes,
     backend_down: |_| {},

@@ -37,6 +37,9 @@ pub struct Listener {
     /// What happens to `X-Request-Id`.
     #[serde(default)]
     pub request_id: RequestId,
+    /// What happens to `traceparent` and `tracestate` (W3C Trace Context).
+    #[serde(default)]
+    pub trace_context: TraceContext,
     /// What happens to a connection that comes when a worker is at its limit of connections.
     #[serde(default)]
     pub at_limit: AtLimit,
@@ -58,6 +61,7 @@ impl Listener {
             x_forwarded: ForwardedFields::append(),
             forwarded: ForwardedFields::default(),
             request_id: RequestId::default(),
+            trace_context: TraceContext::default(),
             at_limit: AtLimit::default(),
             answers: Vec::new(),
         }
@@ -118,6 +122,20 @@ named! {
         /// One is made for every request.
         Replace = "replace",
         /// What the client sent passes unchanged.
+        Off = "off",
+    }
+}
+
+named! {
+    /// What happens to `traceparent` and `tracestate`.
+    #[derive(Default)]
+    TraceContext {
+        /// What the client sent passes unchanged; the access log tells the trace.
+        #[default]
+        Keep = "keep",
+        /// The same, and a trace begins here where the client's is missing or not valid.
+        Start = "start",
+        /// What the client sent passes unchanged and is not looked at.
         Off = "off",
     }
 }

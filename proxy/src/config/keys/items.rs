@@ -2,7 +2,7 @@
 
 use underpass_command::state::{
     AtLimit, Backend, Balance, Cluster, ForwardedFields, Listener, PathMatch, Protocol, ProxyProtocol,
-    RequestId, Route, SendProxy,
+    RequestId, Route, SendProxy, TraceContext,
 };
 
 use super::redirect_modes;
@@ -18,7 +18,7 @@ pub(in crate::config) static LISTENER: &[Key<Listener>] = &[
         protocol,
         Protocol,
         "What is spoken: http, or tcp for anything, which passes both ways as it is. A tcp listener needs default_cluster \
-         or routes with sni, and takes none of x_forwarded, forwarded and request_id."
+         or routes with sni, and takes none of x_forwarded, forwarded, request_id and trace_context."
     ),
     choice!(
         "proxy_protocol",
@@ -51,6 +51,13 @@ pub(in crate::config) static LISTENER: &[Key<Listener>] = &[
         "X-Request-Id: keep makes one where the client sent none, replace always makes one, off passes it unchanged."
     ),
     choice!(
+        "trace_context",
+        trace_context,
+        TraceContext,
+        "traceparent and tracestate (W3C Trace Context): keep passes what the client sent, start also begins a trace where \
+         the client's is missing or not valid, off passes it without a look, so that the access log has no trace ids."
+    ),
+    choice!(
         "at_limit",
         at_limit,
         AtLimit,
@@ -60,7 +67,8 @@ pub(in crate::config) static LISTENER: &[Key<Listener>] = &[
 ];
 
 /// Keys of `[[listener]]` that mean nothing where `protocol` is `tcp`.
-pub(in crate::config) const LISTENER_HTTP_ONLY: [&str; 3] = ["x_forwarded", "forwarded", "request_id"];
+pub(in crate::config) const LISTENER_HTTP_ONLY: [&str; 4] =
+    ["x_forwarded", "forwarded", "request_id", "trace_context"];
 /// Keys of `[[route]]` that mean nothing beside `sni`.
 pub(in crate::config) const ROUTE_HTTP_ONLY: [&str; 4] = ["host", "path", "path_prefix", "allow_connect"];
 

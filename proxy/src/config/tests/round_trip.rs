@@ -11,7 +11,7 @@ use proptest::test_runner::RngSeed;
 use underpass_command::state::{
     AccessLogFormat, AtLimit, Backend, Balance, Cluster, ForwardedFields, Limits, Listener, Log, PathMatch,
     Protocol, ProxyProtocol, RedirectMode, RequestId, Route, SendProxy, Settings, State, SteeringPolicy,
-    Timeouts,
+    Timeouts, TraceContext,
 };
 
 use crate::config::{Problem, Severity, parse, to_toml, validate};
@@ -111,6 +111,7 @@ fn listener() -> impl Strategy<Value = Listener> {
         select(AtLimit::ALL),
         select(Protocol::ALL),
         select(ProxyProtocol::ALL),
+        select(TraceContext::ALL),
     );
     // Below the ports of the backends, so that no listener is a backend.
     let address = (ip(), 0..10_000_u16).prop_map(|(ip, port)| SocketAddr::new(ip, port));
@@ -124,7 +125,8 @@ fn listener() -> impl Strategy<Value = Listener> {
             };
             match modes.4 {
                 Protocol::Http => {
-                    Listener { x_forwarded: modes.0, forwarded: modes.1, request_id: modes.2, ..any }
+                    let (x_forwarded, forwarded, request_id) = (modes.0, modes.1, modes.2);
+                    Listener { x_forwarded, forwarded, request_id, trace_context: modes.6, ..any }
                 }
                 protocol @ Protocol::Tcp => Listener { protocol, ..any },
             }

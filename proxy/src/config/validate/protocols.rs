@@ -2,7 +2,9 @@
 
 use std::collections::HashMap;
 
-use underpass_command::state::{ForwardedFields, Listener, PathMatch, Protocol, RequestId, Route, State};
+use underpass_command::state::{
+    ForwardedFields, Listener, PathMatch, Protocol, RequestId, Route, State, TraceContext,
+};
 
 use super::super::problem::{Place, Problem};
 use super::super::table::{Fault, quote};
@@ -53,6 +55,9 @@ fn check_listener(state: &State, index: usize, listener: &Listener, problems: &m
     }
     if listener.request_id != RequestId::default() {
         refuse("request_id", listener.request_id.name());
+    }
+    if listener.trace_context != TraceContext::default() {
+        refuse("trace_context", listener.trace_context.name());
     }
     if listener.default_cluster.is_none() && !state.routes.iter().any(|route| concerns(route, listener)) {
         let fault = Fault::new(

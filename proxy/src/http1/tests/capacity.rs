@@ -20,6 +20,7 @@ const LOUD: RequestEdit<'static> = RequestEdit {
     forwarded: ForwardedFields::Append,
     request_id: RequestId::Keep,
     id: &[b'0'; 32],
+    traceparent: Some(&[b'0'; 55]),
 };
 
 #[track_caller]
@@ -59,6 +60,7 @@ fn requests() {
         &["X-Forwarded-Port:", "a:", "X-Forwarded-Host:", "b:"],
         &["Content-Length: 5", "a:"],
         &["Connection: a", "a:", "b:"],
+        &["tracestate:", "a:", "traceparent:", "b:"],
     ] {
         assert!(fits(&format!("{start}{}\r\n", filled(lines, 1))) > 3, "{lines:?}");
     }

@@ -17,6 +17,7 @@ pub(super) const QUIET: RequestEdit<'static> = RequestEdit {
     forwarded: ForwardedFields::Off,
     request_id: RequestId::Off,
     id: b"id-1",
+    traceparent: None,
 };
 
 /// The head as the backend sees it.
@@ -129,6 +130,16 @@ fn request_id() {
     lines("X-Request-ID: theirs\r\n", &keep, "X-Request-ID: theirs\r\n");
     lines("X-Request-ID: theirs\r\nx-request-id: too\r\n", &replace, "X-Request-Id: id-1\r\n");
     lines("X-Request-ID: theirs\r\n", &QUIET, "X-Request-ID: theirs\r\n");
+    lines("", &QUIET, "");
+}
+
+#[test]
+fn trace_context() {
+    let start = RequestEdit { traceparent: Some(b"00-ours"), ..QUIET };
+    let theirs = "tracestate: a=1\r\nTraceparent: 00-theirs\r\nX: y\r\ntracestate: b=2\r\n";
+    lines(theirs, &QUIET, theirs);
+    lines(theirs, &start, "X: y\r\ntraceparent: 00-ours\r\n");
+    lines("", &start, "traceparent: 00-ours\r\n");
     lines("", &QUIET, "");
 }
 

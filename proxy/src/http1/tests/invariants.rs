@@ -162,6 +162,7 @@ const REQUEST_EDITS: [RequestEdit<'static>; 3] = [
         forwarded: ForwardedFields::Off,
         request_id: RequestId::Off,
         id: b"",
+        traceparent: None,
     },
     RequestEdit {
         client: b"2001:db8::1",
@@ -172,6 +173,7 @@ const REQUEST_EDITS: [RequestEdit<'static>; 3] = [
         forwarded: ForwardedFields::Append,
         request_id: RequestId::Keep,
         id: b"0123456789abcdef",
+        traceparent: Some(b"00-1"),
     },
     RequestEdit {
         client: b"192.0.2.1",
@@ -182,6 +184,7 @@ const REQUEST_EDITS: [RequestEdit<'static>; 3] = [
         forwarded: ForwardedFields::Replace,
         request_id: RequestId::Replace,
         id: b"0123456789abcdef",
+        traceparent: Some(b"00-1"),
     },
 ];
 
@@ -221,6 +224,10 @@ fn request_edited(input: &[u8], head: &RequestHead, fields: &Fields, with: &Requ
     assert!(with.x_forwarded == ForwardedFields::Off || again.has(Known::XForwardedFor), "{text:?}");
     assert!(with.forwarded == ForwardedFields::Off || again.has(Known::Forwarded), "{text:?}");
     assert!(with.request_id == RequestId::Off || again.has(Known::XRequestId), "{text:?}");
+    if let Some(parent) = with.traceparent {
+        assert!(again.values(&bytes, Known::TraceParent).eq([parent]), "{text:?}");
+        assert!(!again.has(Known::TraceState), "{text:?}");
+    }
     if with.x_forwarded == ForwardedFields::Replace {
         assert!(again.values(&bytes, Known::XForwardedFor).eq([with.client]), "{text:?}");
     }

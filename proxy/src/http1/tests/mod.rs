@@ -9,6 +9,7 @@ mod properties;
 mod request;
 mod request_refused;
 mod response;
+mod trace_context;
 
 use super::{Fields, Limits, Method, Reason, RequestHead, ResponseHead, parse_request, parse_response};
 
