@@ -4,19 +4,22 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::api::{ErrorBody, RedirectChange, RedirectStatus, Status, SteeringChange, SteeringStatus};
-use crate::http;
+use crate::http::{Connection, Request, Response};
 
 /// Where a proxy that root started has its admin socket.
 pub const SYSTEM_SOCKET: &str = "/run/underpass/admin.sock";
 
-/// For each read and write on the socket. The proxy itself answers, or gives up, well within.
-const TIMEOUT: Duration = Duration::from_secs(15);
+/// For each read and write on the socket. The proxy itself answers, or gives up, within 60 s.
+const TIMEOUT: Duration = Duration::from_secs(65);
+/// How long a connection is kept for the next request; well below the 10 s after which the proxy closes it.
+const KEEP_TIME: Duration = Duration::from_secs(5);
 
 /// Where a proxy that the calling user started has its admin socket if it was not told otherwise.
 ///
@@ -64,7 +67,7 @@ pub enum ClientError {
         source: serde_json::Error,
     },
     /// The proxy refused, or failed to do it.
-    #[error("{}{}", body.error, body.remedy.as_ref().map_or_else(String::new, |remedy| format!("; {remedy}")))]
+    #[error("{}", refusal(body))]
     Refused {
         /// Status code of the answer.
         status: u16,
@@ -82,16 +85,44 @@ fn remedy(error: &io::Error) -> &'static str {
     }
 }
 
-/// Commands one running proxy; each call is a connection of its own.
-#[derive(Clone, Debug)]
+/// What was refused, and under it each operation that was.
+fn refusal(body: &ErrorBody) -> String {
+    let mut text = body.error.clone();
+    if let Some(remedy) = &body.remedy {
+        text.push_str("; ");
+        text.push_str(remedy);
+    }
+    for error in &body.operations {
+        text.push_str("\n  ");
+        text.push_str(&error.to_string());
+    }
+    text
+}
+
+/// Commands one running proxy, over one connection that it keeps. A clone has a connection of its own.
+#[derive(Debug)]
 pub struct Client {
     socket: PathBuf,
+    kept: Mutex<Option<Kept>>,
+}
+
+/// A connection that may serve another request.
+#[derive(Debug)]
+struct Kept {
+    connection: Connection<UnixStream>,
+    since: Instant,
+}
+
+impl Clone for Client {
+    fn clone(&self) -> Self {
+        Self::new(self.socket.clone())
+    }
 }
 
 impl Client {
     /// A client of the proxy whose admin socket is at this path.
     pub fn new(socket: impl Into<PathBuf>) -> Self {
-        Self { socket: socket.into() }
+        Self { socket: socket.into(), kept: Mutex::new(None) }
     }
 
     /// Path of the admin socket.
@@ -104,49 +135,100 @@ impl Client {
     /// # Errors
     /// See [`ClientError`]; the same holds for every call.
     pub fn status(&self) -> Result<Status, ClientError> {
-        self.call("GET", "/v1/status", None::<&()>)
+        self.get("/v1/status")
     }
 
     /// How bodies are forwarded.
     pub fn redirect(&self) -> Result<RedirectStatus, ClientError> {
-        self.call("GET", "/v1/redirect", None::<&()>)
+        self.get("/v1/redirect")
     }
 
     /// Changes how bodies are forwarded. Returns when all workers have.
     pub fn set_redirect(&self, change: &RedirectChange) -> Result<RedirectStatus, ClientError> {
-        self.call("PUT", "/v1/redirect", Some(change))
+        self.send("PUT", "/v1/redirect", change)
     }
 
     /// How connections find their worker.
     pub fn steering(&self) -> Result<SteeringStatus, ClientError> {
-        self.call("GET", "/v1/steering", None::<&()>)
+        self.get("/v1/steering")
     }
 
     /// Changes how connections find their worker.
     pub fn set_steering(&self, change: SteeringChange) -> Result<SteeringStatus, ClientError> {
-        self.call("PUT", "/v1/steering", Some(&change))
+        self.send("PUT", "/v1/steering", &change)
     }
 
-    fn call<B: Serialize, A: DeserializeOwned>(
+    fn get<A: DeserializeOwned>(&self, target: &str) -> Result<A, ClientError> {
+        self.document(self.exchange(&Request { method: "GET", target, ..Request::default() })?)
+    }
+
+    fn send<B: Serialize, A: DeserializeOwned>(
         &self,
         method: &str,
-        path: &str,
-        body: Option<&B>,
+        target: &str,
+        body: &B,
     ) -> Result<A, ClientError> {
-        let exchange_error = |source| ClientError::Exchange { path: self.socket.clone(), source };
+        let body = serde_json::to_vec(body).map_err(|error| self.broken(error.into()))?;
+        let request = Request { method, target, fields: Vec::new(), body: Some(&body) };
+        self.document(self.exchange(&request)?)
+    }
+
+    fn document<A: DeserializeOwned>(&self, response: Response) -> Result<A, ClientError> {
+        if (200..300).contains(&response.status) {
+            let status = response.status;
+            return serde_json::from_slice(&response.body).map_err(|source| ClientError::Document {
+                path: self.socket.clone(),
+                status,
+                source,
+            });
+        }
+        Err(self.refused(&response))
+    }
+
+    fn refused(&self, response: &Response) -> ClientError {
+        let status = response.status;
+        match serde_json::from_slice(&response.body) {
+            Ok(body) => ClientError::Refused { status, body },
+            Err(source) => ClientError::Document { path: self.socket.clone(), status, source },
+        }
+    }
+
+    /// Sends a request on the connection that is kept, or on a new one.
+    fn exchange(&self, request: &Request<'_>) -> Result<Response, ClientError> {
+        let kept = self.kept().take().filter(|kept| kept.since.elapsed() < KEEP_TIME);
+        let mut connection = match kept {
+            Some(kept) => kept.connection,
+            None => self.connect()?,
+        };
+        let response = match connection.exchange(request) {
+            // The proxy has closed it meanwhile; it has seen nothing of this request.
+            Err(broken) if broken.untouched => {
+                connection = self.connect()?;
+                connection.exchange(request).map_err(|broken| self.broken(broken.source))?
+            }
+            other => other.map_err(|broken| self.broken(broken.source))?,
+        };
+        if response.reusable {
+            *self.kept() = Some(Kept { connection, since: Instant::now() });
+        }
+        Ok(response)
+    }
+
+    fn connect(&self) -> Result<Connection<UnixStream>, ClientError> {
         let stream = UnixStream::connect(&self.socket)
             .map_err(|source| ClientError::Connect { path: self.socket.clone(), source })?;
-        stream.set_read_timeout(Some(TIMEOUT)).map_err(exchange_error)?;
-        stream.set_write_timeout(Some(TIMEOUT)).map_err(exchange_error)?;
-        let body = body.map(serde_json::to_vec).transpose().map_err(|error| exchange_error(error.into()))?;
-        let response = http::exchange(stream, method, path, body.as_deref()).map_err(exchange_error)?;
-        let status = response.status;
-        let document_error = |source| ClientError::Document { path: self.socket.clone(), status, source };
-        if (200..300).contains(&status) {
-            return serde_json::from_slice(&response.body).map_err(document_error);
-        }
-        let body = serde_json::from_slice(&response.body).map_err(document_error)?;
-        Err(ClientError::Refused { status, body })
+        stream.set_read_timeout(Some(TIMEOUT)).map_err(|source| self.broken(source))?;
+        stream.set_write_timeout(Some(TIMEOUT)).map_err(|source| self.broken(source))?;
+        Ok(Connection::new(stream))
+    }
+
+    fn broken(&self, source: io::Error) -> ClientError {
+        ClientError::Exchange { path: self.socket.clone(), source }
+    }
+
+    fn kept(&self) -> MutexGuard<'_, Option<Kept>> {
+        // Whoever panicked held nothing half-done: a connection is taken out before it is used.
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

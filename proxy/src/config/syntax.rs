@@ -21,6 +21,8 @@ const VIA_SIZE_MAX: usize = 255;
 const USER_SIZE_MAX: usize = 32;
 /// The longest log filter, in bytes.
 const LOG_FILTER_SIZE_MAX: usize = 4096;
+/// The most users of the admin API's allow-list.
+const UIDS_MAX: usize = 64;
 const LOG_LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
 
 /// The kinds of text that keys take.
@@ -48,6 +50,8 @@ pub(super) enum Syntax {
     Via,
     /// A user of the system.
     User,
+    /// Ids of users of the system.
+    Uids,
     /// A filter of the log.
     LogFilter,
 }
@@ -67,6 +71,7 @@ impl Syntax {
             Self::Socket => format!("file name of at most {SOCKET_SIZE_MAX} bytes"),
             Self::Via => "name, or name and port".into(),
             Self::User => "user name".into(),
+            Self::Uids => format!("at most {UIDS_MAX} user ids, separated by commas"),
             Self::LogFilter => "level or filter in the syntax of RUST_LOG".into(),
         }
     }
@@ -85,6 +90,7 @@ impl Syntax {
             Self::Socket => check_file(text, SOCKET_SIZE_MAX),
             Self::Via => check_via(text),
             Self::User => check_user(text),
+            Self::Uids => parse_uids(text).map(drop),
             Self::LogFilter => check_log_filter(text),
         }
     }
@@ -331,6 +337,28 @@ fn check_user(text: &str) -> Result<(), Fault> {
     match text.chars().find(|&c| c.is_whitespace() || c == ':' || c == '/') {
         Some(c) => Err(Fault::new(format!("{c:?} is not allowed in a user name"), "use the name of a user")),
         None => Ok(()),
+    }
+}
+
+/// Reads a list of user ids.
+pub(super) fn parse_uids(text: &str) -> Result<Vec<u32>, Fault> {
+    let uids: Result<Vec<u32>, Fault> = text.split(',').map(str::trim).map(parse_uid).collect();
+    let uids = uids?;
+    match uids.len() > UIDS_MAX {
+        true => Err(Fault::new(format!("more than {UIDS_MAX} user ids"), "leave some out")),
+        false => Ok(uids),
+    }
+}
+
+fn parse_uid(text: &str) -> Result<u32, Fault> {
+    let remedy = "write numbers separated by commas, as 1000, 1001; id -u NAME tells a user's";
+    if text.is_empty() || !text.bytes().all(|byte| byte.is_ascii_digit()) {
+        return Err(Fault::new(format!("{text:?} is not the id of a user"), remedy));
+    }
+    match text.parse() {
+        // The highest stands for no user (chown(2)).
+        Ok(u32::MAX) | Err(_) => Err(Fault::new(format!("{text} is above {}", u32::MAX - 1), remedy)),
+        Ok(uid) => Ok(uid),
     }
 }
 

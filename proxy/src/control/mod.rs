@@ -47,7 +47,7 @@ mod supervisor;
 mod workers;
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
@@ -117,6 +117,14 @@ pub enum ControlError {
         /// Why.
         source: io::Error,
     },
+    /// The audit log cannot be opened.
+    #[error("log.audit_file {path}: {source}; make its folder, or leave the key out")]
+    AuditLog {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
     /// A worker does not take the configured state.
     #[error("worker {worker} refuses the configuration: {reason}")]
     Refused {
@@ -136,6 +144,11 @@ pub enum ControlError {
 }
 
 impl ControlError {
+    fn audit_log(path: Option<&Path>) -> impl FnOnce(io::Error) -> Self {
+        let path = path.unwrap_or(Path::new("")).to_owned();
+        move |source| Self::AuditLog { path, source }
+    }
+
     fn system(what: &'static str) -> impl FnOnce(io::Error) -> Self {
         move |source| Self::System { what, source }
     }

@@ -103,6 +103,9 @@ impl Supervisor {
             tracing::info!("listener \"{}\": listening on {}", opened.name, opened.address);
         }
         let (event_sender, events) = mpsc::channel(EVENTS_MAX);
+        admin.configure(settings);
+        let audit_file = settings.log.audit_file.as_deref();
+        admin.open_audit_log(audit_file).map_err(ControlError::audit_log(audit_file))?;
         admin.serve(handle.clone());
         let mut supervisor = Self {
             state,

@@ -3,6 +3,7 @@
 #![deny(clippy::disallowed_methods)]
 
 mod admin;
+mod admin_callers;
 mod command_line;
 mod lab;
 mod lifecycle;

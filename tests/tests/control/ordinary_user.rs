@@ -158,3 +158,20 @@ fn the_demo_runs_without_bpf_and_says_so() {
         text(&output)
     );
 }
+
+#[test]
+fn a_user_on_the_allow_list_is_served() {
+    if !is_root() {
+        return skip("only root can become nobody");
+    }
+    let backend = Backend::answering(HELLO);
+    let setup = underpass_tests::proxy::Setup::to(&[backend.address()]);
+    let proxy = setup.with(|state| state.settings.admin_uids = vec![65534]).start();
+    fs::set_permissions(proxy.folder(), fs::Permissions::from_mode(0o755)).expect("chmod");
+    let socket = proxy.client().socket();
+    let mode = fs::metadata(socket).expect("exists").permissions().mode();
+    assert_eq!(mode & 0o777, 0o666, "others can only connect where the file lets them");
+    let output = Home::make().output(&["status", "--socket", &socket.display().to_string()]);
+    assert!(output.status.success(), "{}", text(&output));
+    proxy.stop();
+}

@@ -17,6 +17,8 @@ pub struct Settings {
     pub user: String,
     /// Path of the Unix socket of the admin API.
     pub admin_socket: PathBuf,
+    /// Ids of the users that may call the admin API beside root and the user whose process it is.
+    pub admin_uids: Vec<u32>,
     /// How bodies are forwarded where neither listener nor cluster says otherwise.
     pub redirect: RedirectMode,
     /// How new connections are steered to workers.
@@ -41,6 +43,7 @@ impl Default for Settings {
             workers: 0,
             user: "nobody".into(),
             admin_socket: PathBuf::from("/run/underpass/admin.sock"),
+            admin_uids: Vec::new(),
             redirect: RedirectMode::Auto,
             steering: SteeringPolicy::Cpu,
             splice_size_min: 32 * 1024,
@@ -63,11 +66,18 @@ pub struct Log {
     pub access: AccessLogFormat,
     /// File of the access log; `-` is the standard output.
     pub access_file: PathBuf,
+    /// File of the audit log: one JSON object for each change that was asked for. None: only the supervisor's log has it.
+    pub audit_file: Option<PathBuf>,
 }
 
 impl Default for Log {
     fn default() -> Self {
-        Self { level: "info".into(), access: AccessLogFormat::Off, access_file: PathBuf::from("-") }
+        Self {
+            level: "info".into(),
+            access: AccessLogFormat::Off,
+            access_file: PathBuf::from("-"),
+            audit_file: None,
+        }
     }
 }
 

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use underpass_command::state::{AccessLogFormat, RedirectMode, Settings, SteeringPolicy};
 
 use super::store;
-use crate::config::syntax::{Syntax, parse_choice};
+use crate::config::syntax::{Syntax, parse_choice, parse_uids};
 use crate::config::table::{Access, Key, Need};
 
 /// 30 days: long enough for any wait, short enough that no deadline overflows.
@@ -45,6 +45,23 @@ pub(in crate::config) static ROOT: &[Key<Settings>] = &[
         "Unix socket of the admin API. Where the supervisor is not root, the default stands for underpass/admin.sock in \
          XDG_RUNTIME_DIR."
     ),
+    Key {
+        name: "admin_uids",
+        doc: "Ids of the users that may call the admin API beside root and the user who started the proxy. The socket's \
+              mode is 0666 then instead of 0600; who calls is checked for each connection.",
+        need: Need::Optional("1000, 1001"),
+        access: Access::Text {
+            syntax: Syntax::Uids,
+            get: |settings| {
+                let uids: Vec<String> = settings.admin_uids.iter().map(ToString::to_string).collect();
+                (!uids.is_empty()).then(|| uids.join(", "))
+            },
+            set: |settings, text| {
+                settings.admin_uids = parse_uids(text)?;
+                Ok(())
+            },
+        },
+    },
     choice!(
         "redirect",
         redirect,
@@ -99,6 +116,22 @@ pub(in crate::config) static LOG: &[Key<Settings>] = &[
         Syntax::File,
         "File of the access log. \"-\" is the standard output."
     ),
+    Key {
+        name: "audit_file",
+        doc: "File of the audit log, one JSON object for each change that the admin API was asked for: who, what, the \
+              new revision or why not. The supervisor's own log has the same under the target audit.",
+        need: Need::Optional("/var/log/underpass/audit.log"),
+        access: Access::Text {
+            syntax: Syntax::File,
+            get: |settings| {
+                settings.log.audit_file.as_ref().and_then(|path| path.to_str().map(str::to_owned))
+            },
+            set: |settings, text| {
+                settings.log.audit_file = Some(PathBuf::from(text));
+                Ok(())
+            },
+        },
+    },
 ];
 
 /// Keys of `[limits]`.

@@ -224,6 +224,14 @@ fn texts_of_the_settings() {
         ("user = \"a b\"", "8: user \"a b\": ' ' is not allowed in a user name; use the name of a user"),
         ("admin_socket = \"\"", "16: admin_socket \"\": empty; give it a value"),
         (
+            "admin_uids = \"1000,admin\"",
+            "14: admin_uids \"1000,admin\": \"admin\" is not the id of a user; write numbers separated by commas, as 1000, 1001; id -u NAME tells a user's",
+        ),
+        (
+            "admin_uids = \"4294967295\"",
+            "14: admin_uids \"4294967295\": 4294967295 is above 4294967294; write numbers separated by commas, as 1000, 1001; id -u NAME tells a user's",
+        ),
+        (
             &format!("admin_socket = \"{long}\""),
             &format!("16: admin_socket \"{long}\": longer than 107 bytes; use a shorter one"),
         ),

@@ -64,8 +64,14 @@ fn log() -> impl Strategy<Value = Log> {
     let level =
         select(vec!["info", "off", "WARN", "underpass=debug,warn", "a[span{field=\"x\\\\d\"}]=trace"]);
     // Whatever a file may be called: quotes, backslashes, brackets, more than ASCII.
-    (level, select(AccessLogFormat::ALL), "[^\\p{Cc}]{0,40}[^\\p{Cc}/]").prop_map(|(level, access, file)| {
-        Log { level: level.into(), access, access_file: PathBuf::from(file) }
+    let file = "[^\\p{Cc}]{0,40}[^\\p{Cc}/]";
+    (level, select(AccessLogFormat::ALL), file, option::of(file)).prop_map(|(level, access, file, audit)| {
+        Log {
+            level: level.into(),
+            access,
+            access_file: PathBuf::from(file),
+            audit_file: audit.map(PathBuf::from),
+        }
     })
 }
 
@@ -74,19 +80,23 @@ fn settings() -> impl Strategy<Value = Settings> {
         ("[a-z_][a-z0-9_-]{0,20}|", "/[^\\p{Cc}/]{1,20}", "[a-zA-Z0-9.!#$%&'*+^_`|~-]{1,20}(:[0-9]{1,4})?|");
     let modes = (select(RedirectMode::ALL), select(SteeringPolicy::ALL));
     let sizes = (0..=(1_u64 << 40), 0..=(1_u64 << 40));
-    (0..=1024_u16, names, modes, sizes, log(), limits(), timeouts()).prop_map(
-        |(workers, (user, socket, via), (redirect, steering), sizes, log, limits, timeouts)| Settings {
-            workers,
-            user,
-            admin_socket: socket.into(),
-            redirect,
-            steering,
-            splice_size_min: sizes.0,
-            sockmap_size_min: sizes.1,
-            via,
-            log,
-            limits,
-            timeouts,
+    let process = (0..=1024_u16, vec(0..u32::MAX, 0..4));
+    (process, names, modes, sizes, log(), limits(), timeouts()).prop_map(
+        |((workers, admin_uids), (user, socket, via), (redirect, steering), sizes, log, limits, timeouts)| {
+            Settings {
+                workers,
+                user,
+                admin_socket: socket.into(),
+                admin_uids,
+                redirect,
+                steering,
+                splice_size_min: sizes.0,
+                sockmap_size_min: sizes.1,
+                via,
+                log,
+                limits,
+                timeouts,
+            }
         },
     )
 }
