@@ -156,10 +156,12 @@ macro_rules! address {
     };
 }
 
+mod clusters;
 mod items;
 mod settings;
 
-pub(super) use items::{BACKEND, CLUSTER, LISTENER, LISTENER_HTTP_ONLY, ROUTE, ROUTE_HTTP_ONLY};
+pub(super) use clusters::{BACKEND, CLUSTER};
+pub(super) use items::{LISTENER, LISTENER_HTTP_ONLY, ROUTE, ROUTE_HTTP_ONLY};
 pub(super) use settings::{LIMITS, LOG, ROOT, TABLES, TIMEOUTS};
 
 /// An item with every default, before a file says more. Its required keys hold what no file can give.
@@ -183,7 +185,7 @@ impl Blank for Cluster {
 
 impl Blank for Backend {
     fn blank() -> Self {
-        Self { address: UNSET }
+        Self::new(UNSET)
     }
 }
 

@@ -4,6 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::str::FromStr;
 
 use tracing_subscriber::EnvFilter;
+use underpass_command::state::{HashKey, StatusRanges};
 
 use super::table::Fault;
 
@@ -23,6 +24,10 @@ const USER_SIZE_MAX: usize = 32;
 const LOG_FILTER_SIZE_MAX: usize = 4096;
 /// The most users of the admin API's allow-list.
 const UIDS_MAX: usize = 64;
+/// The longest name of a cookie or field, in bytes.
+const TOKEN_SIZE_MAX: usize = 128;
+/// The longest target of a check, in bytes.
+const CHECK_TARGET_SIZE_MAX: usize = 1024;
 const LOG_LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
 
 /// The kinds of text that keys take.
@@ -36,6 +41,14 @@ pub(super) enum Syntax {
     ListenAddress,
     /// An address to connect to.
     BackendAddress,
+    /// What a backend is chosen by.
+    HashKey,
+    /// A token, as a cookie's name.
+    Token,
+    /// The path that a check asks for, with its query.
+    CheckTarget,
+    /// Status codes and ranges of them.
+    StatusRanges,
     /// The host of a route.
     Host,
     /// The server name of a route.
@@ -64,6 +77,10 @@ impl Syntax {
             Self::Name => "name of letters, digits, '-', '_' and '.'".into(),
             Self::ListenAddress => "IP address and port; port 0 lets the kernel choose one".into(),
             Self::BackendAddress => "IP address and port".into(),
+            Self::HashKey => "ip, header:NAME or cookie:NAME".into(),
+            Self::Token => format!("token of at most {TOKEN_SIZE_MAX} bytes"),
+            Self::CheckTarget => "path that begins with /, and a query if wanted".into(),
+            Self::StatusRanges => "status codes and ranges of them, as 200,300-399".into(),
             Self::Host => "host name without port, or *. and a host name".into(),
             Self::ServerName => "host name, or *. and a host name".into(),
             Self::UrlPath => "path that begins with /".into(),
@@ -83,6 +100,10 @@ impl Syntax {
             Self::Name => check_name(text),
             Self::ListenAddress => check_listen_address(text),
             Self::BackendAddress => check_backend_address(text),
+            Self::HashKey => parse_hash_key(text).map(drop),
+            Self::Token => check_token(text),
+            Self::CheckTarget => check_target(text),
+            Self::StatusRanges => parse_status_ranges(text).map(drop),
             Self::Host => check_host(text),
             Self::ServerName => check_server_name(text),
             Self::UrlPath => check_url_path(text),
@@ -155,6 +176,55 @@ fn check_choice(names: &[&'static str], text: &str) -> Result<(), Fault> {
 pub(super) fn parse_choice<T: FromStr>(names: &[&'static str], text: &str) -> Result<T, Fault> {
     check_choice(names, text)?;
     text.parse().map_err(|_| Fault::new("unknown value", format!("use one of {}", names.join(", "))))
+}
+
+/// What a backend is chosen by.
+pub(super) fn parse_hash_key(text: &str) -> Result<HashKey, Fault> {
+    let remedy = "write ip, header:NAME or cookie:NAME";
+    let key: HashKey = text.parse().map_err(|_| Fault::new("not something to choose by", remedy))?;
+    match &key {
+        HashKey::Ip => Ok(key),
+        HashKey::Header(name) | HashKey::Cookie(name) => check_token(name).map(|()| key),
+    }
+}
+
+/// Status codes and ranges of them.
+pub(super) fn parse_status_ranges(text: &str) -> Result<StatusRanges, Fault> {
+    let remedy = format!(
+        "write at most {} codes from 100 to 599 or ranges of them, as 200,300-399",
+        StatusRanges::RANGES_MAX
+    );
+    text.parse().map_err(|_| Fault::new("no list of status codes", remedy))
+}
+
+/// RFC 9110 section 5.6.2.
+fn is_tchar(c: char) -> bool {
+    c.is_ascii_alphanumeric() || "!#$%&'*+-.^_`|~".contains(c)
+}
+
+fn check_token(text: &str) -> Result<(), Fault> {
+    check_size(text, TOKEN_SIZE_MAX)?;
+    match text.chars().find(|c| !is_tchar(*c)) {
+        Some(c) => {
+            Err(Fault::new(format!("{c:?} is not allowed in a token"), "use letters, digits, '-' and '_'"))
+        }
+        None => Ok(()),
+    }
+}
+
+/// RFC 9112 section 3.2.1: the origin form of a request target.
+fn check_target(text: &str) -> Result<(), Fault> {
+    check_size(text, CHECK_TARGET_SIZE_MAX)?;
+    if !text.starts_with('/') {
+        return Err(Fault::new("does not begin with /", format!("write {:?}", format!("/{text}"))));
+    }
+    match text.chars().find(|c| !c.is_ascii_graphic() || *c == '#') {
+        Some(c) => Err(Fault::new(
+            format!("{c:?} is not allowed in a request target"),
+            "write it as % and two hexadecimal digits",
+        )),
+        None => Ok(()),
+    }
 }
 
 fn check_name(text: &str) -> Result<(), Fault> {
@@ -319,9 +389,7 @@ fn check_via(text: &str) -> Result<(), Fault> {
     {
         return Err(Fault::new("what follows the colon is not a port", remedy));
     }
-    // RFC 9110 5.6.2: the characters of a token.
-    let tchar = |c: char| c.is_ascii_alphanumeric() || "!#$%&'*+-.^_`|~".contains(c);
-    match name.chars().find(|&c| !tchar(c)) {
+    match name.chars().find(|&c| !is_tchar(c)) {
         Some(c) => Err(Fault::new(format!("{c:?} is not allowed in a token"), remedy)),
         None if name.is_empty() => Err(Fault::new("has no name before the colon", remedy)),
         None => Ok(()),

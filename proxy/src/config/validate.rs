@@ -1,5 +1,6 @@
 //! The rules that a state must keep, wherever it comes from.
 
+mod clusters;
 mod protocols;
 
 pub(super) use protocols::{sni_route_fault, tcp_listener_fault};
@@ -39,6 +40,7 @@ pub fn validate(state: &State) -> Vec<Problem> {
     check_counts(state, &mut problems);
     check_unique(state, &mut problems);
     check_references(state, &mut problems);
+    clusters::check(state, &mut problems);
     protocols::check(state, &mut problems);
     check_use(state, &mut problems);
     check_loops(state, &mut problems);

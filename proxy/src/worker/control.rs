@@ -9,7 +9,7 @@ use underpass_command::state;
 
 use super::core::{Cluster, Core, Listening, Upstream};
 use super::event_loop::{Kind, Worker, token};
-use crate::balance::Balancer;
+use crate::balance::{Balancer, Latency};
 use crate::ipc::{ToSupervisor, ToWorker};
 
 impl Worker {
@@ -95,9 +95,7 @@ fn add_cluster(core: &mut Core, mut configured: state::Cluster) -> Result<(), St
     }
     let backends = std::mem::take(&mut configured.backends);
     let name = configured.name.clone();
-    // Workers begin at different backends.
-    let start = usize::try_from(core.random.next() >> 48).unwrap_or(0);
-    let balancer = Balancer::new(configured.balance, start);
+    let balancer = Balancer::new(&configured, core.random.next());
     core.clusters.push(Cluster { configured, balancer, upstreams: Vec::new() });
     core.cluster_numbers.insert(name.clone(), number);
     backends.iter().try_for_each(|backend| add_backend(core, &name, backend))
@@ -108,8 +106,15 @@ fn add_backend(core: &mut Core, cluster: &str, backend: &state::Backend) -> Resu
     let number = u32::try_from(core.upstreams.len()).map_err(|_| "too many backends".to_owned())?;
     let idle = Vec::with_capacity(core.settings.limits.backend_idle as usize);
     let text = backend.address.to_string().into_bytes();
-    core.upstreams.push(Upstream { address: backend.address, text, active: 0, idle });
+    core.upstreams.push(Upstream {
+        address: backend.address,
+        text,
+        active: 0,
+        latency: Latency::default(),
+        idle,
+    });
     core.clusters[cluster].upstreams.push(number);
+    core.clusters[cluster].balancer.add(number, backend, 0, core.now.ms);
     Ok(())
 }
 

@@ -10,7 +10,7 @@ use underpass_command::state::{self, RedirectMode, Settings};
 use super::log::AccessLog;
 use super::random::Random;
 use super::wheel::Wheel;
-use crate::balance::Balancer;
+use crate::balance::{Balancer, Latency};
 use crate::forward::{BufferPool, PipePool, Policy, Redirector, Tools, TrailerLimits};
 use crate::http1::{Edit, Fields, Limits, Reason};
 use crate::ipc::RedirectScope;
@@ -57,6 +57,8 @@ pub(super) struct Upstream {
     pub(super) text: Vec<u8>,
     /// Requests under way.
     pub(super) active: u32,
+    /// How long it takes to answer.
+    pub(super) latency: Latency,
     /// Keys of idle connections; the one used last is at the end and is used first, so that few stay warm and the
     /// others time out.
     pub(super) idle: Vec<usize>,

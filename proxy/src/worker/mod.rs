@@ -5,6 +5,7 @@
 //! a backend, `response` brings the answer back, `reply` answers where no backend does, `tunnel` passes bytes after an
 //! upgrade. `connection` keeps the connections to backends, `control` obeys the supervisor.
 
+mod balancing;
 mod connection;
 mod control;
 mod core;

@@ -4,11 +4,13 @@ use std::io;
 
 use underpass_command::state::RequestId;
 
+use super::balancing::Upstreams;
 use super::connection::{self, Idle};
 use super::event_loop::Worker;
 use super::random::RequestName;
 use super::session::{ATTEMPTS_MAX, BUFFERS_PER_REQUEST, Exchange, Phase, Step};
 use super::trace::Trace;
+use crate::balance::{Choice, Wanted};
 use crate::forward::{Broken, Buffer, Received};
 use crate::http1::{Framing, Known, Method, Reason, RequestEdit, RequestHead, edit_request, parse_request};
 use crate::metrics::{Counter, Peer};
@@ -188,14 +190,12 @@ impl Worker {
             core.upstreams[failed as usize].active -= 1;
         }
         let cluster = &mut core.clusters[exchange.cluster as usize];
-        let upstreams = &core.upstreams;
-        let load = |n: usize| upstreams[cluster.upstreams[n] as usize].active;
         let tried = &exchange.tried[..usize::from(exchange.attempts)];
-        let was_tried = |n: usize| tried.contains(&cluster.upstreams[n]);
-        let Some(chosen) = cluster.balancer.choose(cluster.upstreams.len(), load, was_tried) else {
+        let wanted = Wanted { tried, now_ms: core.now.ms, ..Wanted::default() };
+        let view = Upstreams { list: &core.upstreams, now_us: core.now.us };
+        let Choice::Backend(upstream) = cluster.balancer.choose(&wanted, &view) else {
             return self.refuse(key, Reason::BackendMissing);
         };
-        let upstream = cluster.upstreams[chosen];
         exchange.upstream = Some(upstream);
         exchange.tried[usize::from(exchange.attempts)] = upstream;
         exchange.attempts += 1;

@@ -26,7 +26,7 @@ fn state(socket: &Path, listen: SocketAddr, backend: SocketAddr) -> State {
     listener.default_cluster = Some("app".into());
     state.listeners.push(listener);
     let mut cluster = Cluster::new("app");
-    cluster.backends.push(BackendState { address: backend });
+    cluster.backends.push(BackendState::new(backend));
     state.clusters.push(cluster);
     state
 }

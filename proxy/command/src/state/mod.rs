@@ -4,6 +4,7 @@
 //! behaviour of the data path. Units stand last in a name (`_ms`, `_size` in bytes).
 
 mod answer;
+mod balance;
 mod cluster;
 mod listener;
 mod names;
@@ -11,6 +12,7 @@ mod route;
 mod settings;
 
 pub use answer::*;
+pub use balance::*;
 pub use cluster::*;
 pub use listener::*;
 pub use names::UnknownName;

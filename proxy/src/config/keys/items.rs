@@ -1,8 +1,7 @@
-//! Keys of listeners, clusters, backends and routes.
+//! Keys of listeners and routes.
 
 use underpass_command::state::{
-    AtLimit, Backend, Balance, Cluster, ForwardedFields, Listener, PathMatch, Protocol, ProxyProtocol,
-    RequestId, Route, SendProxy, TraceContext,
+    AtLimit, ForwardedFields, Listener, PathMatch, Protocol, ProxyProtocol, RequestId, Route, TraceContext,
 };
 
 use super::redirect_modes;
@@ -71,35 +70,6 @@ pub(in crate::config) const LISTENER_HTTP_ONLY: [&str; 4] =
     ["x_forwarded", "forwarded", "request_id", "trace_context"];
 /// Keys of `[[route]]` that mean nothing beside `sni`.
 pub(in crate::config) const ROUTE_HTTP_ONLY: [&str; 4] = ["host", "path", "path_prefix", "allow_connect"];
-
-/// Keys of `[[cluster]]`.
-pub(in crate::config) static CLUSTER: &[Key<Cluster>] = &[
-    text!("name", name, Need::Required("app"), Syntax::Name, "Unique among clusters."),
-    choice!(
-        "balance",
-        balance,
-        Balance,
-        "How a backend is chosen: round-robin takes one after the other, least-loaded the one with the fewest \
-         requests and tunnels of this worker under way."
-    ),
-    redirect_override!("Overrides the redirect mode of the process and of the listener."),
-    boolean!(
-        "chunked_requests",
-        chunked_requests,
-        "Whether request bodies of unknown length may be sent to these backends; otherwise 411."
-    ),
-    choice!(
-        "send_proxy",
-        send_proxy,
-        SendProxy,
-        "Whether each connection to these backends begins with a PROXY protocol header of this version, which tells the \
-         client's address. Connections are not shared between clients then, so requests find none in the pool."
-    ),
-];
-
-/// Keys of `[[cluster.backend]]`.
-pub(in crate::config) static BACKEND: &[Key<Backend>] =
-    &[address!("127.0.0.1:9000", Syntax::BackendAddress, "Address of the backend. Unique in its cluster.")];
 
 /// Keys of `[[route]]`.
 pub(in crate::config) static ROUTE: &[Key<Route>] = &[

@@ -9,9 +9,9 @@ use proptest::prelude::*;
 use proptest::sample::select;
 use proptest::test_runner::RngSeed;
 use underpass_command::state::{
-    AccessLogFormat, AtLimit, Backend, Balance, Cluster, ForwardedFields, Limits, Listener, Log, PathMatch,
-    Protocol, ProxyProtocol, RedirectMode, RequestId, Route, SendProxy, Settings, State, SteeringPolicy,
-    Timeouts, TraceContext,
+    AccessLogFormat, AtLimit, Backend, Balance, Check, Cluster, ForwardedFields, HashKey, Limits, Listener,
+    Log, PathMatch, Protocol, ProxyProtocol, RedirectMode, RequestId, RetryOn, Route, SendProxy, Settings,
+    State, StatusRanges, SteeringPolicy, Timeouts, TraceContext, WhenAllDown,
 };
 
 use crate::config::{Problem, Severity, parse, to_toml, validate};
@@ -145,19 +145,90 @@ fn listener() -> impl Strategy<Value = Listener> {
 }
 
 fn cluster() -> impl Strategy<Value = Cluster> {
-    let backend = (ip(), 10_000..=u16::MAX).prop_map(|(ip, port)| Backend::new(SocketAddr::new(ip, port)));
     let choices = (select(Balance::ALL), option::of(select(RedirectMode::ALL)), select(SendProxy::ALL));
-    (name(), choices, any::<bool>(), vec(backend, 0..4)).prop_map(
-        |(name, (balance, redirect, send_proxy), chunked_requests, backends)| Cluster {
+    let cluster = (name(), choices, any::<bool>(), vec(backend(), 0..4));
+    (cluster, balancing(), retries(), checks(), ejection()).prop_map(
+        |((name, choices, chunked_requests, backends), balancing, retries, checks, ejection)| Cluster {
             name,
-            balance,
-            redirect,
+            balance: choices.0,
+            redirect: choices.1,
+            send_proxy: choices.2,
             chunked_requests,
-            send_proxy,
             backends,
             answers: Vec::new(),
+            hash: balancing.0,
+            when_all_down: balancing.1,
+            slow_start_ms: balancing.2,
+            sticky_cookie: balancing.3,
+            queue_length: balancing.4,
+            queue_timeout_ms: balancing.5,
+            retry_on: retries.0,
+            retry_attempts: retries.1,
+            retry_budget_percent: retries.2,
+            retry_floor: retries.3,
+            check: checks.0,
+            check_path: checks.1,
+            check_host: checks.2,
+            check_status: checks.3,
+            check_interval_ms: checks.4,
+            check_timeout_ms: checks.5,
+            check_rise: checks.6.0,
+            check_fall: checks.6.1,
+            eject_failures: ejection.0,
+            eject_ms: ejection.1,
+            eject_ms_max: ejection.2,
+            eject_percent_max: ejection.3,
         },
     )
+}
+
+fn backend() -> impl Strategy<Value = Backend> {
+    let flags = (any::<bool>(), any::<bool>());
+    let numbers = (0..=256_u16, 0..=1_000_000_u32);
+    (ip(), 10_000..=u16::MAX, option::of(name()), flags, numbers).prop_map(
+        |(ip, port, name, (backup, drain), (weight, in_flight_max))| Backend {
+            address: SocketAddr::new(ip, port),
+            name,
+            weight,
+            backup,
+            drain,
+            in_flight_max,
+        },
+    )
+}
+
+type Balancing = (HashKey, WhenAllDown, u64, Option<String>, u32, u64);
+
+fn balancing() -> impl Strategy<Value = Balancing> {
+    let token = "[a-zA-Z0-9!#$%&'*+.^_`|~-]{1,20}";
+    let hash =
+        prop_oneof![Just(HashKey::Ip), token.prop_map(HashKey::Header), token.prop_map(HashKey::Cookie)];
+    (hash, select(WhenAllDown::ALL), 0..=3_600_000_u64, option::of(token), 0..=65_536_u32, 1..=600_000_u64)
+}
+
+fn retries() -> impl Strategy<Value = (RetryOn, u8, u16, u32)> {
+    (select(RetryOn::ALL), 1..=5_u8, 0..=1000_u16, 0..=1_000_000_u32)
+}
+
+type Checks = (Check, String, Option<String>, StatusRanges, u64, u64, (u16, u16));
+
+fn checks() -> impl Strategy<Value = Checks> {
+    let host = "[a-z]{1,8}(\\.[a-z]{1,8}){0,2}";
+    let status = prop_oneof![Just("200"), Just("200-399"), Just("200,204,300-308")];
+    (
+        select(Check::ALL),
+        "/[a-z0-9?=&./-]{0,20}",
+        option::of(host),
+        status.prop_map(|text| text.parse().expect("valid")),
+        100..=3_600_000_u64,
+        10..=600_000_u64,
+        (1..=1000_u16, 1..=1000_u16),
+    )
+}
+
+fn ejection() -> impl Strategy<Value = (u32, u64, u64, u8)> {
+    (0..=10_000_u32, 1..=3_600_000_u64, 0..=82_800_000_u64, 1..=100_u8)
+        .prop_map(|(failures, ms, more, percent)| (failures, ms, ms + more, percent))
 }
 
 /// A route, and which listener and cluster it takes, as indexes.

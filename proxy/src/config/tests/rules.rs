@@ -326,3 +326,39 @@ fn a_tcp_listener_whose_backend_it_is_itself() {
     assert_eq!(found.len(), 1);
     assert!(found[0].contains("round in a circle"), "{found:?}");
 }
+
+#[test]
+fn rules_of_clusters() {
+    let found = problems(|state| {
+        let cluster = &mut state.clusters[0];
+        (cluster.eject_ms, cluster.eject_ms_max) = (20, 10);
+        cluster.hash = "header:X-User".parse().expect("valid");
+        let named =
+            |port| Backend { name: Some("one".into()), ..Backend::new(([127, 0, 0, 1], port).into()) };
+        cluster.backends = vec![named(1), named(2)];
+    });
+    let expected = [
+        "cluster \"app\": backend 2: name \"one\": backend 1 of this cluster has this name already; give each its own, or none",
+        "cluster \"app\": eject_ms 20: above eject_ms_max, 10; lower it, or raise eject_ms_max",
+        "warning: cluster \"app\": hash \"header:X-User\": balance is \"round-robin\", which chooses by nothing; use balance = \"maglev\", or remove it",
+    ];
+    assert_eq!(found, expected);
+}
+
+#[test]
+fn values_of_clusters() {
+    let found = problems(|state| {
+        let cluster = &mut state.clusters[0];
+        cluster.check_path = "ready".into();
+        cluster.sticky_cookie = Some("a b".into());
+        cluster.retry_attempts = 6;
+        cluster.backends[0].weight = 257;
+    });
+    let expected = [
+        "cluster \"app\": backend 1: weight 257: above 256; use a number from 0 to 256 shares",
+        "cluster \"app\": check_path \"ready\": does not begin with /; write \"/ready\"",
+        "cluster \"app\": retry_attempts 6: above 5; use a number from 1 to 5 attempts",
+        "cluster \"app\": sticky_cookie \"a b\": ' ' is not allowed in a token; use letters, digits, '-' and '_'",
+    ];
+    assert_eq!(found, expected);
+}

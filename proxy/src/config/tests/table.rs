@@ -54,6 +54,8 @@ fn the_defaults_of_files_are_those_of_the_admin_api() {
     assert_eq!(listener, Listener::blank());
     let cluster: Cluster = serde_json::from_value(json!({"name": ""})).expect("a cluster");
     assert_eq!(cluster, Cluster::blank());
+    let backend: Backend = serde_json::from_value(json!({"address": "0.0.0.0:0"})).expect("a backend");
+    assert_eq!(backend, Backend::blank());
     let route: Route = serde_json::from_value(json!({"cluster": ""})).expect("a route");
     assert_eq!(route, Route::blank());
 }
@@ -105,6 +107,9 @@ fn set_to_another<T>(key: &Key<T>, item: &mut T) -> String {
                     .expect("more than one choice"),
                 (Need::Optional(example) | Need::Required(example), _) => example,
                 (Need::Default, Syntax::LogFilter) => "debug",
+                (Need::Default, Syntax::HashKey) => "cookie:user",
+                (Need::Default, Syntax::CheckTarget) => "/ready",
+                (Need::Default, Syntax::StatusRanges) => "200,204",
                 (Need::Default, _) => "another",
             };
             syntax.check(another).expect("the example is valid");
