@@ -1,241 +1,373 @@
-//! Which cluster serves a request: a table of hosts and paths that changes without being rebuilt.
+//! Which route a request takes, and what that does: a table that changes without being rebuilt.
+//!
+//! | first difference | in this order |
+//! |---|---|
+//! | host | exact, longest wildcard, regular expressions, any host |
+//! | listener | its own routes, everybody's |
+//! | path | exact, longest prefix, regular expressions |
+//! | conditions | more header conditions; a list of methods before none, a shorter before a longer; the smaller text |
+//!
+//! Among regular expressions: the higher priority, the longer text, the smaller text. So the order is total, and no two routes
+//! are equal in it but those with the same [`RouteKey`], of which the later takes the place of the earlier. A request takes
+//! the first route that it matches in everything: a host that is known, but has no route for the path, falls back to the
+//! next.
+//!
+//! Hosts stand in a radix tree by their text from right to left, so that a name and the wildcards above it lie on one way;
+//! paths in one for each host. Regular expressions are tried one after the other, so their number is bounded.
 #![deny(clippy::disallowed_methods)]
+
+mod condition;
+mod paths;
+mod pattern;
+mod tree;
 
 use std::collections::HashMap;
 
-use underpass_command::state::{PathMatch, Route};
+use regex::bytes::Regex;
+use underpass_command::state::{Route, RouteKey};
+
+pub use pattern::{PATTERN_SIZE_MAX, compile as compile_pattern};
+
+use crate::http1::Fields;
+use condition::Conditions;
+use paths::{Paths, RegexOrder, regex_order};
+use tree::Tree;
 
 /// Longest host name looked up; RFC 1035 section 2.3.4 allows 255 octets.
 pub const HOST_SIZE_MAX: usize = 255;
 
-/// Where a request goes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// What a request asks for, as far as routes look at it.
+#[derive(Clone, Copy, Debug)]
+pub struct Asked<'a> {
+    /// The host as it was sent, without port.
+    pub host: &'a [u8],
+    /// The path without query.
+    pub path: &'a [u8],
+    /// The method.
+    pub method: &'a [u8],
+    /// The header fields.
+    pub fields: &'a Fields,
+    /// The buffer in which the fields lie.
+    pub bytes: &'a [u8],
+}
+
+/// What a route does.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Destination {
-    /// The cluster's number.
-    pub cluster: u32,
+    /// The cluster's number; none where the proxy answers itself.
+    pub cluster: Option<u32>,
     /// Whether CONNECT is allowed.
     pub allow_connect: bool,
 }
 
 /// Outcome of a lookup.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Found {
+pub enum Found<'a> {
     /// A route matches.
-    Route(Destination),
-    /// The host is known, the path is not.
+    Route(&'a Destination),
+    /// The host is known, but nothing matches there.
     NoPath,
     /// The host is not known.
     NoHost,
 }
 
-/// Paths of one host on one listener.
-#[derive(Clone, Debug, Default)]
-struct Paths {
-    exact: HashMap<Vec<u8>, Destination>,
-    /// Longest first.
-    prefixes: Vec<(Vec<u8>, Destination)>,
+/// The routes of one host: those of single listeners, and those of all.
+#[derive(Debug, Default)]
+struct ByListener {
+    everywhere: Option<Box<Paths>>,
+    /// Sorted by the listener's number.
+    own: Vec<(u32, Box<Paths>)>,
 }
 
-impl Paths {
-    fn find(&self, path: &[u8]) -> Option<Destination> {
-        if let Some(found) = self.exact.get(path) {
-            return Some(*found);
-        }
-        self.prefixes.iter().find(|(prefix, _)| is_under(path, prefix)).map(|(_, destination)| *destination)
-    }
-}
-
-/// Whether `path` is `prefix` or below it, at a segment's border.
-fn is_under(path: &[u8], prefix: &[u8]) -> bool {
-    match path.strip_prefix(prefix) {
-        Some(rest) => rest.is_empty() || rest[0] == b'/' || prefix.ends_with(b"/"),
-        None => false,
-    }
-}
-
-/// All routes of one scope: one listener, or every listener.
-#[derive(Clone, Debug, Default)]
-struct Scope {
-    exact: HashMap<Vec<u8>, Paths>,
-    /// By the name behind `*.`.
-    wildcard: HashMap<Vec<u8>, Paths>,
-    any: Paths,
-}
-
-impl Scope {
+impl ByListener {
     fn is_empty(&self) -> bool {
-        self.exact.is_empty()
-            && self.wildcard.is_empty()
-            && self.any.exact.is_empty()
-            && self.any.prefixes.is_empty()
+        self.everywhere.is_none() && self.own.is_empty()
     }
 
-    fn paths_mut(&mut self, host: Option<&str>) -> &mut Paths {
-        match host.map(str::to_ascii_lowercase) {
-            None => &mut self.any,
-            Some(host) => match host.strip_prefix("*.") {
-                Some(suffix) => self.wildcard.entry(suffix.as_bytes().to_vec()).or_default(),
-                None => self.exact.entry(host.into_bytes()).or_default(),
-            },
+    fn paths_mut(&mut self, listener: Option<u32>) -> &mut Paths {
+        let Some(number) = listener else { return self.everywhere.get_or_insert_default() };
+        let at = match self.own.binary_search_by_key(&number, |(number, _)| *number) {
+            Ok(at) => at,
+            Err(at) => {
+                self.own.insert(at, (number, Box::default()));
+                at
+            }
+        };
+        &mut self.own[at].1
+    }
+
+    fn existing(&mut self, listener: Option<u32>) -> Option<&mut Paths> {
+        match listener {
+            None => self.everywhere.as_deref_mut(),
+            Some(number) => {
+                let at = self.own.binary_search_by_key(&number, |(number, _)| *number).ok()?;
+                Some(&mut self.own[at].1)
+            }
         }
     }
+
+    /// Removes paths that have become empty.
+    fn tidy(&mut self) {
+        if self.everywhere.as_ref().is_some_and(|paths| paths.is_empty()) {
+            self.everywhere = None;
+        }
+        self.own.retain(|(_, paths)| !paths.is_empty());
+    }
+
+    /// The listener's own routes, then everybody's.
+    #[inline]
+    fn find(&self, listener: u32, asked: &Asked<'_>, known: &mut bool) -> Option<&Destination> {
+        let own = match self.own.as_slice() {
+            [] => None,
+            own => own.binary_search_by_key(&listener, |(number, _)| *number).ok().map(|at| &own[at].1),
+        };
+        own.into_iter().chain(&self.everywhere).find_map(|paths| {
+            *known = true;
+            paths.find(asked)
+        })
+    }
+}
+
+/// The routes at one name in the tree of hosts.
+#[derive(Debug, Default)]
+struct Host {
+    /// For this very name.
+    exact: ByListener,
+    /// For the names below it: the key in the tree ends with the dot.
+    below: ByListener,
+}
+
+#[derive(Debug)]
+struct HostRegex {
+    order: RegexOrder,
+    regex: Regex,
+    routes: ByListener,
+}
+
+/// A listener's place in the table.
+#[derive(Debug, Default)]
+struct Listener {
+    routes: usize,
+    /// Somebody looks routes up for it.
+    held: bool,
 }
 
 /// The routing table of a worker.
-#[derive(Clone, Debug, Default)]
+#[derive(Debug, Default)]
 pub struct Table {
-    everywhere: Scope,
-    listeners: HashMap<String, u32>,
-    scopes: Vec<Scope>,
+    /// By the name from right to left.
+    hosts: Tree<Host>,
+    /// In the order in which they are tried.
+    regexes: Vec<HostRegex>,
+    any: ByListener,
+    numbers: HashMap<String, u32>,
+    listeners: Vec<Listener>,
+    /// Numbers of listeners that have gone.
+    free: Vec<u32>,
+    /// Routes for every listener.
+    everywhere: usize,
 }
 
 impl Table {
-    /// Adds a route to cluster number `cluster`. A later route for the same host and path takes the place of an earlier
-    /// one.
-    pub fn add(&mut self, route: &Route, cluster: u32) {
-        let destination = Destination { cluster, allow_connect: route.allow_connect };
-        let scope = match &route.listener {
-            None => &mut self.everywhere,
-            Some(name) => {
-                let number = self.scope_of(name);
-                &mut self.scopes[number as usize]
+    /// Adds a route, or puts it in the place of the one with the same key.
+    ///
+    /// In a table of server names a route's `sni` is looked up as the host.
+    ///
+    /// # Errors
+    /// What is wrong with a regular expression; nothing was changed then.
+    pub fn add(&mut self, route: &Route, destination: Destination) -> Result<(), String> {
+        let key = route.key();
+        let conditions = Conditions::new(&key)?;
+        let listener = key.listener.as_deref().map(|name| self.number_of(name));
+        let added =
+            self.at(&key).and_then(|routes| routes.paths_mut(listener).add(&key, conditions, destination));
+        match &added {
+            Ok(true) => *self.count(listener) += 1,
+            Ok(false) => {}
+            Err(_) => {
+                // What was made for it on the way.
+                self.remove_at(listener, &key);
+                key.listener.iter().for_each(|name| self.forget_if_unused(name));
             }
-        };
-        let paths = scope.paths_mut(route.host.as_deref());
-        match &route.path {
-            PathMatch::Exact(path) => {
-                paths.exact.insert(path.clone().into_bytes(), destination);
-            }
-            PathMatch::Prefix(prefix) => {
-                let prefix = prefix.as_bytes();
-                paths.prefixes.retain(|(existing, _)| existing != prefix);
-                let at = paths.prefixes.partition_point(|(existing, _)| existing.len() >= prefix.len());
-                paths.prefixes.insert(at, (prefix.to_vec(), destination));
-            }
-            // `worker::control` refuses such a route before it comes here.
-            PathMatch::Regex(_) => {}
         }
+        added.map(|_| ())
     }
 
-    /// The number of a listener's own scope, for [`Self::find`].
-    pub fn scope_of(&mut self, listener: &str) -> u32 {
-        if let Some(number) = self.listeners.get(listener) {
-            return *number;
+    /// Removes a route; false when it is not there.
+    pub fn remove(&mut self, key: &RouteKey) -> bool {
+        let listener = match &key.listener {
+            None => None,
+            Some(name) => match self.numbers.get(name) {
+                Some(number) => Some(*number),
+                None => return false,
+            },
+        };
+        let removed = self.remove_at(listener, key);
+        if removed {
+            *self.count(listener) -= 1;
+            if let Some(name) = &key.listener {
+                self.forget_if_unused(name);
+            }
         }
-        let number = u32::try_from(self.scopes.len()).unwrap_or(u32::MAX);
-        self.scopes.push(Scope::default());
-        self.listeners.insert(listener.to_owned(), number);
+        removed
+    }
+
+    /// The number under which a listener's routes are looked up, which stays until [`Self::release_listener`].
+    pub fn hold_listener(&mut self, listener: &str) -> u32 {
+        let number = self.number_of(listener);
+        self.listeners[number as usize].held = true;
         number
+    }
+
+    /// Nobody looks up routes for this listener any more.
+    pub fn release_listener(&mut self, listener: &str) {
+        if let Some(number) = self.numbers.get(listener) {
+            self.listeners[*number as usize].held = false;
+            self.forget_if_unused(listener);
+        }
     }
 
     /// Whether any route concerns a listener: one of its own, or one of everybody.
     pub fn has_routes(&self, listener: u32) -> bool {
-        let own = self.scopes.get(listener as usize);
-        own.into_iter().chain([&self.everywhere]).any(|scope| !scope.is_empty())
+        self.everywhere > 0 || self.listeners.get(listener as usize).is_some_and(|own| own.routes > 0)
     }
 
-    /// Finds the route of a request. `host` is as it was sent, without port; `path` without query.
-    ///
-    /// The order is: exact host, longest wildcard, any host; in each, the listener's own routes, then everybody's. A host that
-    /// is known but has no route for the path falls back to the routes for any host.
-    pub fn find(&self, listener: u32, host: &[u8], path: &[u8]) -> Found {
-        let own = self.scopes.get(listener as usize);
-        let scopes = [own, Some(&self.everywhere)];
+    /// Finds the route of a request that came in by a listener.
+    pub fn find(&self, listener: u32, asked: &Asked<'_>) -> Found<'_> {
         let mut known = false;
-        let mut lower = [0u8; HOST_SIZE_MAX];
-        let length = host.len().min(HOST_SIZE_MAX);
-        lower[..length].copy_from_slice(&host[..length]);
-        lower[..length].make_ascii_lowercase();
+        let mut reversed = [0u8; HOST_SIZE_MAX];
+        let host = &asked.host[..asked.host.len().min(HOST_SIZE_MAX)];
         // RFC 3986 section 3.2.2: a name may end with the root's dot; it is the same name.
-        let name = lower[..length].strip_suffix(b".").unwrap_or(&lower[..length]);
-        let mut try_paths = |paths: Option<&Paths>| {
-            let paths = paths?;
-            known = true;
-            paths.find(path)
-        };
-        for scope in scopes.into_iter().flatten() {
-            if let Some(found) = try_paths(scope.exact.get(name)) {
-                return Found::Route(found);
-            }
+        let host = host.strip_suffix(b".").unwrap_or(host);
+        for (to, from) in reversed.iter_mut().zip(host.iter().rev()) {
+            *to = from.to_ascii_lowercase();
         }
-        let mut rest = name;
-        while let Some(dot) = memchr::memchr(b'.', rest) {
-            rest = &rest[dot + 1..];
-            for scope in scopes.into_iter().flatten() {
-                if let Some(found) = try_paths(scope.wildcard.get(rest)) {
-                    return Found::Route(found);
-                }
-            }
+        let name = &reversed[..host.len()];
+        let by_name = self.hosts.longest_first(name, |host, length| {
+            let whole = length == name.len();
+            let exact = if whole { host.exact.find(listener, asked, &mut known) } else { None };
+            exact.or_else(|| host.below.find(listener, asked, &mut known))
+        });
+        let found = by_name
+            .or_else(|| self.find_by_regex(listener, asked, &mut reversed[..host.len()], &mut known))
+            .or_else(|| self.any.find(listener, asked, &mut known));
+        match found {
+            Some(destination) => Found::Route(destination),
+            None if known => Found::NoPath,
+            None => Found::NoHost,
         }
-        for scope in scopes.into_iter().flatten() {
-            if let Some(found) = scope.any.find(path) {
-                return Found::Route(found);
-            }
-            known |= !scope.any.exact.is_empty() || !scope.any.prefixes.is_empty();
-        }
-        if known { Found::NoPath } else { Found::NoHost }
     }
+
+    fn find_by_regex(
+        &self,
+        listener: u32,
+        asked: &Asked<'_>,
+        reversed: &mut [u8],
+        known: &mut bool,
+    ) -> Option<&Destination> {
+        if self.regexes.is_empty() {
+            return None;
+        }
+        reversed.reverse();
+        let mut matching = self.regexes.iter().filter(|by_regex| by_regex.regex.is_match(reversed));
+        matching.find_map(|by_regex| by_regex.routes.find(listener, asked, known))
+    }
+
+    /// Where the routes of a host stand, made where there are none yet.
+    fn at(&mut self, key: &RouteKey) -> Result<&mut ByListener, String> {
+        if let Some(text) = &key.host_regex {
+            let order = regex_order(key.priority, text);
+            let at = match self.regexes.binary_search_by(|by_regex| by_regex.order.cmp(&order)) {
+                Ok(at) => at,
+                Err(at) => {
+                    let regex = pattern::compile(text)?;
+                    self.regexes.insert(at, HostRegex { order, regex, routes: ByListener::default() });
+                    at
+                }
+            };
+            return Ok(&mut self.regexes[at].routes);
+        }
+        Ok(match name_in(key) {
+            None => &mut self.any,
+            Some(Name::Exact(reversed)) => &mut self.hosts.entry(&reversed).exact,
+            Some(Name::Below(reversed)) => &mut self.hosts.entry(&reversed).below,
+        })
+    }
+
+    fn remove_at(&mut self, listener: Option<u32>, key: &RouteKey) -> bool {
+        let remove = |routes: &mut ByListener| {
+            let removed = routes.existing(listener).is_some_and(|paths| paths.remove(key));
+            routes.tidy();
+            removed
+        };
+        if let Some(text) = &key.host_regex {
+            let order = regex_order(key.priority, text);
+            let Ok(at) = self.regexes.binary_search_by(|by_regex| by_regex.order.cmp(&order)) else {
+                return false;
+            };
+            let removed = remove(&mut self.regexes[at].routes);
+            if self.regexes[at].routes.is_empty() {
+                self.regexes.remove(at);
+            }
+            return removed;
+        }
+        let (name, exact) = match name_in(key) {
+            None => return remove(&mut self.any),
+            Some(Name::Exact(reversed)) => (reversed, true),
+            Some(Name::Below(reversed)) => (reversed, false),
+        };
+        let Some(host) = self.hosts.get_mut(&name) else { return false };
+        let removed = remove(if exact { &mut host.exact } else { &mut host.below });
+        if host.exact.is_empty() && host.below.is_empty() {
+            self.hosts.remove(&name);
+        }
+        removed
+    }
+
+    fn number_of(&mut self, listener: &str) -> u32 {
+        if let Some(number) = self.numbers.get(listener) {
+            return *number;
+        }
+        let number = self.free.pop().unwrap_or_else(|| {
+            self.listeners.push(Listener::default());
+            u32::try_from(self.listeners.len() - 1).unwrap_or(u32::MAX)
+        });
+        self.numbers.insert(listener.to_owned(), number);
+        number
+    }
+
+    fn forget_if_unused(&mut self, listener: &str) {
+        let Some(number) = self.numbers.get(listener).copied() else { return };
+        let Listener { routes, held } = self.listeners[number as usize];
+        if routes == 0 && !held {
+            self.numbers.remove(listener);
+            self.free.push(number);
+        }
+    }
+
+    fn count(&mut self, listener: Option<u32>) -> &mut usize {
+        match listener {
+            None => &mut self.everywhere,
+            Some(number) => &mut self.listeners[number as usize].routes,
+        }
+    }
+}
+
+/// The host of a route, from right to left.
+enum Name {
+    Exact(Vec<u8>),
+    /// With the dot that stands before what is below.
+    Below(Vec<u8>),
+}
+
+fn name_in(key: &RouteKey) -> Option<Name> {
+    let host = key.host.as_deref().or(key.sni.as_deref())?;
+    let reversed = |name: &str| name.bytes().rev().collect();
+    Some(match host.strip_prefix('*') {
+        Some(suffix) if suffix.starts_with('.') => Name::Below(reversed(suffix)),
+        _ => Name::Exact(reversed(host)),
+    })
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn route(listener: Option<&str>, host: Option<&str>, path: PathMatch) -> Route {
-        Route { listener: listener.map(str::to_owned), host: host.map(str::to_owned), path, ..Route::new("") }
-    }
-
-    fn prefix(path: &str) -> PathMatch {
-        PathMatch::Prefix(path.to_owned())
-    }
-
-    fn cluster(found: Found) -> Option<u32> {
-        match found {
-            Found::Route(destination) => Some(destination.cluster),
-            Found::NoPath | Found::NoHost => None,
-        }
-    }
-
-    #[test]
-    fn exact_host_before_wildcard_before_any() {
-        let mut table = Table::default();
-        table.add(&route(None, Some("a.example"), prefix("/")), 1);
-        table.add(&route(None, Some("*.example"), prefix("/")), 2);
-        table.add(&route(None, Some("*.b.example"), prefix("/")), 3);
-        let find = |host: &str| table.find(9, host.as_bytes(), b"/x");
-        assert_eq!(cluster(find("A.Example")), Some(1));
-        assert_eq!(cluster(find("a.example.")), Some(1));
-        assert_eq!(cluster(find("c.example")), Some(2));
-        assert_eq!(cluster(find("c.b.example")), Some(3));
-        assert_eq!(find("example"), Found::NoHost);
-        table.add(&route(None, None, prefix("/x")), 4);
-        assert_eq!(cluster(table.find(9, b"example", b"/x")), Some(4));
-        assert_eq!(table.find(9, b"example", b"/y"), Found::NoPath);
-    }
-
-    #[test]
-    fn exact_path_before_longest_prefix_at_segment_borders() {
-        let mut table = Table::default();
-        table.add(&route(None, Some("h"), prefix("/a")), 1);
-        table.add(&route(None, Some("h"), prefix("/a/b")), 2);
-        table.add(&route(None, Some("h"), PathMatch::Exact("/a/b/c".into())), 3);
-        let find = |table: &Table, path: &str| table.find(0, b"h", path.as_bytes());
-        assert_eq!(cluster(find(&table, "/a")), Some(1));
-        assert_eq!(cluster(find(&table, "/a/b/x")), Some(2));
-        assert_eq!(cluster(find(&table, "/a/b/c")), Some(3));
-        assert_eq!(find(&table, "/ab"), Found::NoPath);
-        table.add(&route(None, Some("h"), prefix("/a")), 7);
-        assert_eq!(cluster(find(&table, "/a/x")), Some(7));
-    }
-
-    #[test]
-    fn a_listeners_own_routes_come_first() {
-        let mut table = Table::default();
-        table.add(&route(None, Some("h"), prefix("/")), 1);
-        table.add(&route(Some("web"), Some("h"), prefix("/")), 2);
-        let web = table.scope_of("web");
-        let other = table.scope_of("other");
-        assert_eq!(cluster(table.find(web, b"h", b"/")), Some(2));
-        assert_eq!(cluster(table.find(other, b"h", b"/")), Some(1));
-    }
-}
+mod tests;

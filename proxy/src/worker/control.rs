@@ -11,6 +11,7 @@ use super::core::{Cluster, Core, Listening, Upstream};
 use super::event_loop::{Kind, Worker, token};
 use crate::balance::{Balancer, Latency};
 use crate::ipc::{ToSupervisor, ToWorker};
+use crate::route::Destination;
 
 impl Worker {
     /// Takes all messages that have come.
@@ -66,20 +67,10 @@ pub(super) fn apply(core: &mut Core, message: ToWorker, descriptors: Vec<OwnedFd
         ToWorker::AddCluster(cluster) => add_cluster(core, cluster),
         ToWorker::AddBackend { cluster, backend } => add_backend(core, &cluster, &backend),
         ToWorker::AddRoute(route) => {
-            if matches!(route.path, state::PathMatch::Regex(_)) {
-                return Err("a route by a regular expression".to_owned());
-            }
             let cluster = route.cluster.as_deref().ok_or_else(|| "a route without a cluster".to_owned())?;
             let cluster = cluster_number(core, cluster)?;
-            match &route.sni {
-                None => core.routes.add(&route, cluster),
-                Some(name) => {
-                    let by_name = state::Route { host: Some(name.clone()), ..state::Route::new("") };
-                    let listener = route.listener.clone();
-                    core.server_names.add(&state::Route { listener, ..by_name }, cluster);
-                }
-            }
-            Ok(())
+            let table = if route.sni.is_some() { &mut core.server_names } else { &mut core.routes };
+            table.add(&route, Destination { cluster: Some(cluster), allow_connect: route.allow_connect })
         }
         ToWorker::AddListener(listener) => add_listener(core, listener, descriptors),
         ToWorker::Hello { .. } | ToWorker::Run | ToWorker::SetRedirect { .. } | ToWorker::Drain { .. } => {
@@ -145,8 +136,8 @@ fn add_listener(
     core.registry
         .register(&mut socket, token(Kind::Listener, key, 0), Interest::READABLE)
         .map_err(|error| fault(error.to_string()))?;
-    let scope = core.routes.scope_of(&name);
-    let names_scope = core.server_names.scope_of(&name);
+    let scope = core.routes.hold_listener(&name);
+    let names_scope = core.server_names.hold_listener(&name);
     let port = port.to_string().into_bytes();
     // Whatever came before the registration is looked for in the first turn.
     core.listeners.push(Listening {

@@ -6,9 +6,9 @@ use underpass_command::state::ProxyProtocol;
 use super::event_loop::Worker;
 use super::session::{AddressText, BUFFERS_PER_REQUEST, BUFFERS_PER_TUNNEL, Ending, Exchange, Phase, Step};
 use crate::forward::{Buffer, Received};
-use crate::http1::Reason;
+use crate::http1::{Fields, Reason};
 use crate::metrics::Counter;
-use crate::route::Found;
+use crate::route::{Asked, Destination, Found};
 use crate::{proxy_protocol, tls_hello};
 
 /// Reads before the others get their turn. A reader of many small pieces has no right to more.
@@ -145,9 +145,14 @@ impl Worker {
         if self.core.log.is_enabled() {
             self.core.log.keep(key, b"TCP", listener.configured.name.as_bytes(), name.as_bytes());
         }
-        match self.core.server_names.find(listener.names_scope, name.as_bytes(), b"/") {
-            Found::Route(destination) => self.choose_backend(key, destination.cluster),
-            Found::NoHost | Found::NoPath => self.route_without_name(key, Reason::ServerNameUnknown),
+        let fields = Fields::default();
+        let asked = Asked { host: name.as_bytes(), path: b"/", method: b"", fields: &fields, bytes: b"" };
+        match self.core.server_names.find(listener.names_scope, &asked) {
+            Found::Route(Destination { cluster: Some(cluster), .. }) => {
+                let cluster = *cluster;
+                self.choose_backend(key, cluster)
+            }
+            _ => self.route_without_name(key, Reason::ServerNameUnknown),
         }
     }
 

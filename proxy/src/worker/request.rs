@@ -14,7 +14,7 @@ use crate::balance::{Choice, Wanted};
 use crate::forward::{Broken, Buffer, Received};
 use crate::http1::{Framing, Known, Method, Reason, RequestEdit, RequestHead, edit_request, parse_request};
 use crate::metrics::{Counter, Peer};
-use crate::route::Found;
+use crate::route::{Asked, Destination, Found};
 
 /// Reads for one head before the others get their turn: there may be any number of empty lines before it.
 const READS_MAX: usize = 16;
@@ -150,8 +150,19 @@ impl Worker {
             let (method, target) = (head.method_span.of(bytes), head.target_span.of(bytes));
             core.log.keep(key, method, target, head.host.of(bytes));
         }
-        let destination = match core.routes.find(listener.scope, head.host.of(bytes), head.path(bytes)) {
-            Found::Route(destination) => Ok((destination.cluster, destination.allow_connect)),
+        let asked = Asked {
+            host: head.host.of(bytes),
+            path: head.path(bytes),
+            method: head.method_span.of(bytes),
+            fields: &core.fields,
+            bytes,
+        };
+        let destination = match core.routes.find(listener.scope, &asked) {
+            Found::Route(&Destination { cluster: Some(cluster), allow_connect }) => {
+                Ok((cluster, allow_connect))
+            }
+            // Every route leads to a cluster: `control::apply`.
+            Found::Route(_) => Err(Reason::RouteMissing),
             Found::NoHost => listener.default_cluster.map(|c| (c, false)).ok_or(Reason::Misdirected),
             Found::NoPath => listener.default_cluster.map(|c| (c, false)).ok_or(Reason::RouteMissing),
         };

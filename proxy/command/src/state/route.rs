@@ -40,7 +40,7 @@ pub struct Route {
     /// Only for requests whose header fields meet all of these.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub headers: Vec<HeaderMatch>,
-    /// Order among regular expressions: higher first. Means nothing beside others.
+    /// Order among regular expressions for hosts or paths: higher first. Means nothing without one.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub priority: u16,
     /// The cluster that serves them.
@@ -94,7 +94,7 @@ pub struct RouteKey {
     /// As [`Route::headers`], names in lower case, sorted, each once.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub headers: Vec<HeaderMatch>,
-    /// As [`Route::priority`].
+    /// As [`Route::priority`]; 0 where it means nothing.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub priority: u16,
 }
@@ -312,6 +312,7 @@ impl Route {
         let mut methods = self.methods.clone();
         methods.sort_unstable();
         methods.dedup();
+        let ordered = self.host_regex.is_some() || matches!(self.path, PathMatch::Regex(_));
         RouteKey {
             listener: self.listener.clone(),
             host: self.host.as_deref().map(str::to_ascii_lowercase),
@@ -320,7 +321,7 @@ impl Route {
             path: self.path.clone(),
             methods,
             headers,
-            priority: self.priority,
+            priority: if ordered { self.priority } else { 0 },
         }
     }
 
@@ -425,7 +426,9 @@ mod tests {
             ..Route::respond(403)
         };
         assert_eq!(a.key(), b.key());
-        assert_ne!(a.key(), Route { priority: 1, ..a.clone() }.key());
+        assert_eq!(a.key(), Route { priority: 1, ..a.clone() }.key());
+        let regex = Route { path: PathMatch::Regex("/a".into()), ..a.clone() };
+        assert_ne!(regex.key(), Route { priority: 1, ..regex.clone() }.key());
         assert_ne!(a.key(), Route { path: PathMatch::Exact("/".into()), ..a.clone() }.key());
     }
 
