@@ -4,14 +4,21 @@
 //! is sparse: pages of slots that nobody has counted in take no memory. What a request touches lies at the start of its
 //! slots, one cache line each, then one line of each histogram.
 
+use underpass_command::live;
+
 use super::durations::{COARSE, COARSE_BUCKETS, FINE, FINE_BUCKETS, Scale};
 
 /// Listeners that can be told apart.
-pub const LISTENERS_MAX: u32 = 256;
+pub const LISTENERS_MAX: u32 = as_number(live::LISTENERS_MAX);
 /// Clusters that can be told apart.
-pub const CLUSTERS_MAX: u32 = 16 * 1024;
+pub const CLUSTERS_MAX: u32 = as_number(live::CLUSTERS_MAX);
 /// Backends of all clusters together that can be told apart.
-pub const BACKENDS_MAX: u32 = 64 * 1024;
+pub const BACKENDS_MAX: u32 = as_number(live::BACKENDS_MAX);
+
+const fn as_number(count: usize) -> u32 {
+    assert!(count <= 1 << 16);
+    count as u32
+}
 
 /// Words of a page, and of the boundaries between areas.
 pub(super) const PAGE_WORDS: usize = 4096 / size_of::<u64>();

@@ -16,7 +16,7 @@ use super::session::{BUFFERS_PER_TUNNEL, Ending, OVERFLOW, Phase, Session, Step}
 use crate::forward::{Endpoint, Redirector};
 use crate::http1::Reason;
 use crate::ipc::Channel;
-use crate::metrics::{Counter, Peer};
+use crate::metrics::{Counter, ListenerCounter, Peer};
 
 /// Events taken from the kernel in one call.
 const EVENTS: usize = 256;
@@ -338,6 +338,8 @@ impl Worker {
         if session.phase == Phase::Tunnel {
             self.core.gauge(Counter::TunnelsActive, false);
         }
+        let counters = self.core.metrics.listener(u32::from(session.listener));
+        counters.gauge(ListenerCounter::ConnectionsActive, false);
         self.core.wheel.clear(key);
         if session.waiting {
             self.core.waiting.retain(|other| *other != key);
@@ -419,7 +421,11 @@ impl Worker {
         let mut session = Session::new(Endpoint::new(stream, false, true), listener, protocol, peer);
         session.generation = generation;
         entry.insert(session);
+        let counters = self.core.metrics.listener(u32::from(listener));
+        counters.add(ListenerCounter::Connections, 1);
+        counters.gauge(ListenerCounter::ConnectionsActive, true);
         if full {
+            counters.add(ListenerCounter::LimitReached, 1);
             self.sessions[key].overflow = true;
             self.overflow += 1;
             if protocol == Protocol::Tcp {

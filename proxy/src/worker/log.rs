@@ -6,7 +6,7 @@ use std::time::SystemTime;
 
 use underpass_command::state::{AccessLogFormat, Protocol};
 
-use super::session::Session;
+use super::session::{Ending, Session};
 use crate::metrics::{Block, Counter};
 
 /// Lines that wait for the pipe.
@@ -70,7 +70,7 @@ impl AccessLog {
         &mut self,
         key: usize,
         session: &Session,
-        backend: &[u8],
+        names: &Names<'_>,
         micros: u64,
         metrics: &Block,
     ) {
@@ -80,7 +80,7 @@ impl AccessLog {
         let target = &self.kept[at + lengths[0]..at + lengths[0] + lengths[1]];
         let host = &self.kept[at + lengths[0] + lengths[1]..at + lengths.iter().sum::<usize>()];
         self.line.clear();
-        let record = Record { session, backend, micros, method, target, host };
+        let record = Record { session, names, micros, method, target, host };
         let json = self.format == AccessLogFormat::Json;
         // Writing into memory cannot fail.
         let _ = match session.protocol {
@@ -144,9 +144,17 @@ fn line_end_within(bytes: &[u8], most: usize) -> usize {
     memchr::memrchr(b'\n', window).map_or(window.len(), |at| at + 1)
 }
 
+/// Where a request came in and where it went; empty where it did not come so far.
+pub(super) struct Names<'a> {
+    pub(super) listener: &'a [u8],
+    pub(super) cluster: &'a [u8],
+    /// The address of the backend tried last.
+    pub(super) backend: &'a [u8],
+}
+
 struct Record<'a> {
     session: &'a Session,
-    backend: &'a [u8],
+    names: &'a Names<'a>,
     micros: u64,
     method: &'a [u8],
     target: &'a [u8],
@@ -163,14 +171,15 @@ impl Record<'_> {
         out.push(b' ');
         escaped(out, self.target);
         out.extend_from_slice(b"\" ");
-        out.extend_from_slice(if self.host.is_empty() { b"-" } else { self.host });
+        out.extend_from_slice(or_dash(self.host));
         write!(out, " {} {} {}us ", exchange.status, exchange.bytes, self.micros)?;
-        out.extend_from_slice(if self.backend.is_empty() { b"-" } else { self.backend });
+        out.extend_from_slice(or_dash(self.names.backend));
         write!(out, " {} ", exchange.reason.map_or("-", crate::http1::Reason::name))?;
-        if exchange.id.as_bytes().is_empty() {
-            out.push(b'-');
-        }
-        escaped(out, exchange.id.as_bytes());
+        escaped(out, or_dash(exchange.id.as_bytes()));
+        write!(out, " end={} in={}", self.ending(), exchange.bytes_up)?;
+        self.text_tail(out)?;
+        out.extend_from_slice(b" trace=");
+        out.extend_from_slice(or_dash(exchange.trace.id()));
         out.push(b'\n');
         Ok(())
     }
@@ -191,27 +200,71 @@ impl Record<'_> {
             exchange.status, exchange.bytes, self.micros
         )?;
         out.extend_from_slice(b",\"backend\":\"");
-        out.extend_from_slice(self.backend);
+        out.extend_from_slice(self.names.backend);
         write!(
             out,
             "\",\"reason\":\"{}\",\"id\":\"",
             exchange.reason.map_or("", crate::http1::Reason::name)
         )?;
         escaped(out, exchange.id.as_bytes());
+        write!(out, "\",\"end\":\"{}\",\"bytes_in\":{}", self.ending(), exchange.bytes_up)?;
+        self.json_tail(out)?;
+        out.extend_from_slice(b",\"listener\":\"");
+        out.extend_from_slice(self.names.listener);
         out.extend_from_slice(b"\",\"trace_id\":\"");
         out.extend_from_slice(exchange.trace.id());
         out.extend_from_slice(b"\"}\n");
+        Ok(())
+    }
+
+    /// Why it ended: the reason for which it was refused or broken off, else how.
+    fn ending(&self) -> &'static str {
+        let exchange = &self.session.exchange;
+        match (exchange.reason, exchange.ending, self.session.protocol) {
+            (Some(reason), ..) => reason.name(),
+            (None, Ending::Closed, Protocol::Http) => "done",
+            (None, ending, _) => ending.name(),
+        }
+    }
+
+    /// The parts of its time in microseconds, each in the order in which a request comes to it.
+    fn parts(&self) -> [(&'static str, Option<u64>); 3] {
+        let timing = &self.session.exchange.timing;
+        let first_byte_us = timing.first_byte_us(self.session.first_byte_us);
+        [("queue", timing.queue_us()), ("connect", timing.connect_us()), ("first_byte", first_byte_us)]
+    }
+
+    /// What the lines of requests and of TCP connections have in common.
+    fn text_tail(&self, out: &mut Vec<u8>) -> io::Result<()> {
+        for (name, micros) in self.parts() {
+            match micros {
+                Some(micros) => write!(out, " {name}={micros}us")?,
+                None => write!(out, " {name}=-")?,
+            }
+        }
+        write!(out, " attempts={} listener=", self.session.exchange.attempts)?;
+        out.extend_from_slice(self.names.listener);
+        out.extend_from_slice(b" cluster=");
+        out.extend_from_slice(or_dash(self.names.cluster));
+        Ok(())
+    }
+
+    fn json_tail(&self, out: &mut Vec<u8>) -> io::Result<()> {
+        for (name, micros) in self.parts() {
+            match micros {
+                Some(micros) => write!(out, ",\"{name}_us\":{micros}")?,
+                None => write!(out, ",\"{name}_us\":null")?,
+            }
+        }
+        write!(out, ",\"attempts\":{},\"cluster\":\"", self.session.exchange.attempts)?;
+        out.extend_from_slice(self.names.cluster);
+        out.push(b'"');
         Ok(())
     }
 }
 
 /// The lines of TCP connections. What HTTP has as method is `TCP`, as target the listener, as host the server name.
 impl Record<'_> {
-    fn ending(&self) -> &'static str {
-        let exchange = &self.session.exchange;
-        exchange.reason.map_or(exchange.ending.name(), crate::http1::Reason::name)
-    }
-
     fn tcp_text(&self, out: &mut Vec<u8>) -> io::Result<()> {
         let exchange = &self.session.exchange;
         write!(out, "{} ", humantime::format_rfc3339_millis(SystemTime::now()))?;
@@ -219,9 +272,10 @@ impl Record<'_> {
         out.extend_from_slice(b" \"TCP ");
         escaped(out, self.target);
         out.extend_from_slice(b"\" ");
-        escaped(out, if self.host.is_empty() { b"-" } else { self.host });
+        escaped(out, or_dash(self.host));
         write!(out, " {}/{} {}us ", exchange.bytes_up, exchange.bytes, self.micros)?;
-        out.extend_from_slice(if self.backend.is_empty() { b"-" } else { self.backend });
+        out.extend_from_slice(or_dash(self.names.backend));
+        self.text_tail(out)?;
         writeln!(out, " {}", self.ending())
     }
 
@@ -239,9 +293,16 @@ impl Record<'_> {
             exchange.bytes_up, exchange.bytes, self.micros
         )?;
         out.extend_from_slice(b",\"backend\":\"");
-        out.extend_from_slice(self.backend);
-        writeln!(out, "\",\"end\":\"{}\"}}", self.ending())
+        out.extend_from_slice(self.names.backend);
+        write!(out, "\",\"end\":\"{}\"", self.ending())?;
+        self.json_tail(out)?;
+        out.extend_from_slice(b"}\n");
+        Ok(())
     }
+}
+
+fn or_dash(text: &[u8]) -> &[u8] {
+    if text.is_empty() { b"-" } else { text }
 }
 
 /// Visible ASCII, which is all a parsed head has here, with what would end a quoted string escaped.

@@ -11,6 +11,7 @@ mod control;
 mod core;
 mod event_loop;
 mod log;
+mod measure;
 mod preface;
 mod privileges;
 mod random;

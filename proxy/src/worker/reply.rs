@@ -113,6 +113,7 @@ impl Worker {
     pub(super) fn refuse_response(&mut self, key: usize, reason: Reason) -> Step {
         self.core.refused(Peer::Backend, reason);
         self.core.count(Counter::AbortsBackend);
+        self.note_backend_broken(key);
         self.answer(key, Some(reason), reason.gateway_status())
     }
 
@@ -131,6 +132,7 @@ impl Worker {
             }
         }
         let exchange = &mut session.exchange;
+        exchange.reason = reason;
         if exchange.response_head_done || !exchange.response.is_flushed() {
             return Step::Reset; // half a response cannot be taken back
         }
@@ -139,7 +141,6 @@ impl Worker {
             active && exchange.head.framing == Framing::None && exchange.head.method != Method::Connect;
         let blameless = matches!(status, 200 | 404 | 405 | 502 | 503 | 504);
         exchange.close |= !(settled && blameless) || core.draining;
-        exchange.reason = reason;
         exchange.status = status;
         if let Some(buffer) = session.client.buffer.as_mut() {
             if active && buffer.held {
@@ -178,6 +179,7 @@ impl Worker {
             Err(_) => return Step::Close,
         }
         let close = session.exchange.close;
+        session.exchange.ending = Ending::Closed;
         self.finish_exchange(key, false);
         let session = &mut self.sessions[key];
         if close {
@@ -280,6 +282,7 @@ impl Worker {
             }
             Phase::Exchange if exchange.response_head_done => {
                 self.core.count(Counter::TimeoutBody);
+                self.sessions[key].exchange.ending = Ending::Idle;
                 Step::Reset
             }
             Phase::Exchange if exchange.request_done || exchange.request_broken => {
@@ -301,6 +304,7 @@ impl Worker {
             }
             Phase::Reply | Phase::Linger => {
                 self.core.count(Counter::TimeoutLinger);
+                self.sessions[key].exchange.ending = Ending::Idle;
                 Step::Close
             }
         };

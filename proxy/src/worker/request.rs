@@ -198,7 +198,7 @@ impl Worker {
         let tcp = sessions[key].is_tcp();
         let exchange = &mut sessions[key].exchange;
         if let Some(failed) = exchange.upstream.take() {
-            core.upstreams[failed as usize].active -= 1;
+            core.leave_backend(failed);
         }
         let cluster = &mut core.clusters[exchange.cluster as usize];
         let tried = &exchange.tried[..usize::from(exchange.attempts)];
@@ -210,7 +210,7 @@ impl Worker {
         exchange.upstream = Some(upstream);
         exchange.tried[usize::from(exchange.attempts)] = upstream;
         exchange.attempts += 1;
-        core.upstreams[upstream as usize].active += 1;
+        core.take_backend(upstream);
         // A retry and a tunnel want a connection that is surely fresh.
         let fresh_only = tcp || exchange.attempts > 1 || exchange.head.method == Method::Connect;
         while !fresh_only && let Some(connection) = connection::reuse(core, connections, upstream, key) {
@@ -230,6 +230,7 @@ impl Worker {
             }
             exchange.reused = true;
             sessions[key].backend = Some(connection);
+            self.note_reused(key);
             return self.send_request(key, parsed);
         }
         exchange.reused = false;
@@ -238,6 +239,7 @@ impl Worker {
                 sessions[key].backend = Some(connection);
                 sessions[key].phase = Phase::Connecting;
                 let connect_ms = core.settings.timeouts.connect_ms;
+                self.note_connect_begun(key);
                 self.deadline(key, connect_ms);
                 Step::Wait
             }
@@ -264,6 +266,7 @@ impl Worker {
             (endpoint.readable, endpoint.writable, endpoint.hangup) = (false, false, false);
             return Step::Wait;
         }
+        self.note_connected(key);
         if connection::introduce(&self.core, connection, &mut self.connections, &self.sessions[key]).is_err()
         {
             return self.connect_failed(key, Reason::ConnectFailed);
@@ -280,6 +283,7 @@ impl Worker {
     /// No connection was made; nothing of the request was sent, so another backend may have it.
     pub(super) fn connect_failed(&mut self, key: usize, reason: Reason) -> Step {
         self.core.count(Counter::BackendConnectsFailed);
+        self.note_connect_failed(key);
         self.close_backend(key);
         let session = &self.sessions[key];
         let exchange = &session.exchange;
@@ -335,6 +339,8 @@ impl Worker {
             // The first write failed, so the backend has seen nothing of the request.
             Err(_) => return self.backend_lost(key, Reason::BackendClosed, true),
         }
+        session.note_sent(core.now.us);
+        let exchange = &session.exchange;
         let wait_ms = if exchange.request.ledger.is_settled() {
             core.settings.timeouts.response_ms
         } else {
@@ -378,6 +384,7 @@ impl Worker {
             return self.dispatch(key, false);
         }
         self.core.count(Counter::AbortsBackend);
+        self.note_backend_broken(key);
         self.refuse(key, reason)
     }
 

@@ -4,7 +4,9 @@ use underpass_command::state::{Protocol, SendProxy};
 
 use super::connection;
 use super::event_loop::Worker;
-use super::session::{Phase, Step};
+use super::log::Names;
+use super::measure::{count_exchange, note_first_byte};
+use super::session::{Ending, Phase, Step};
 use crate::forward::{Broken, Flow, Kind, Ledger, Progress, Received};
 use crate::http1::{
     Framing, Known, Reason, ResponseEdit, ResponseHead, Version, edit_response, parse_response,
@@ -131,7 +133,7 @@ impl Worker {
                 core.buffers.compact(buffer);
             }
             match endpoint.receive(&mut core.buffers) {
-                Ok(Received::Bytes(_)) => sessions[key].exchange.response_begun = true,
+                Ok(Received::Bytes(_)) => note_first_byte(core, &mut sessions[key]),
                 Ok(Received::Nothing) => {}
                 Ok(Received::Closed) | Err(_) => {
                     if sessions[key].exchange.response_begun {
@@ -252,9 +254,7 @@ impl Worker {
         let moved = exchange.response.moved() != before;
         match progress {
             Ok(Progress::Done) if exchange.response_until_close && exchange.backend_reset => {
-                core.refused(Peer::Backend, Reason::BodyTruncated);
-                core.count(Counter::AbortsBackend);
-                Step::Reset
+                self.response_broken(key, Reason::BodyTruncated)
             }
             Ok(Progress::Done) => self.complete(key),
             Ok(progress) => {
@@ -268,23 +268,27 @@ impl Worker {
                 core.count(Counter::AbortsClient);
                 Step::Close
             }
-            Err(Broken::Refused(reason)) => {
-                core.refused(Peer::Backend, reason);
-                core.count(Counter::AbortsBackend);
-                Step::Reset
-            }
-            Err(Broken::SourceEnded | Broken::Source(_)) => {
-                core.refused(Peer::Backend, Reason::BodyTruncated);
-                core.count(Counter::AbortsBackend);
-                Step::Reset
-            }
+            Err(Broken::Refused(reason)) => self.response_broken(key, reason),
+            Err(Broken::SourceEnded | Broken::Source(_)) => self.response_broken(key, Reason::BodyTruncated),
         }
+    }
+
+    /// The rest of a response that the client has begun to receive will not come, or cannot be passed on.
+    fn response_broken(&mut self, key: usize, reason: Reason) -> Step {
+        self.core.refused(Peer::Backend, reason);
+        self.core.count(Counter::AbortsBackend);
+        self.note_backend_broken(key);
+        let exchange = &mut self.sessions[key].exchange;
+        exchange.reason = Some(reason);
+        exchange.ending = Ending::Backend;
+        Step::Reset
     }
 
     /// The response has been passed on whole.
     fn complete(&mut self, key: usize) -> Step {
-        let session = &self.sessions[key];
-        let exchange = &session.exchange;
+        let session = &mut self.sessions[key];
+        let exchange = &mut session.exchange;
+        exchange.ending = Ending::Closed;
         let settled = exchange.request_done;
         let close = exchange.close;
         self.finish_exchange(key, settled);
@@ -337,7 +341,7 @@ impl Worker {
         }
         let upstream = exchange.upstream.take();
         if let Some(upstream) = upstream {
-            core.upstreams[upstream as usize].active -= 1;
+            core.leave_backend(upstream);
         }
         let micros = core.now.us.saturating_sub(session.first_byte_us);
         if exchange.status != 0 {
@@ -351,9 +355,16 @@ impl Worker {
             });
             core.metrics.latency(micros);
         }
+        count_exchange(core, session, upstream, micros);
         if core.log.is_enabled() {
             let backend = upstream.map_or(&b""[..], |upstream| &core.upstreams[upstream as usize].text);
-            core.log.write(key, session, backend, micros, &core.metrics);
+            let listener = core.listeners[usize::from(session.listener)].configured.name.as_bytes();
+            let cluster = session
+                .exchange
+                .routed_to()
+                .map_or(&b""[..], |number| core.clusters[number as usize].configured.name.as_bytes());
+            let names = Names { listener, cluster, backend };
+            core.log.write(key, session, &names, micros, &core.metrics);
         }
     }
 }

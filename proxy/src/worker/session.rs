@@ -5,6 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use underpass_command::state::{Protocol, RedirectMode, Settings};
 
+use super::measure::Timing;
 use super::random::RequestName;
 use super::trace::Trace;
 use crate::forward::{BufferPool, Endpoint, Flow, Kind, Ledger, Policy, TrailerLimits};
@@ -17,6 +18,8 @@ pub(super) const BUFFERS_PER_REQUEST: u32 = 4;
 pub(super) const BUFFERS_PER_TUNNEL: u32 = 2;
 /// Backends tried for one request before the client is told.
 pub(super) const ATTEMPTS_MAX: usize = 3;
+/// No cluster has this number.
+const NO_CLUSTER: u32 = u32::MAX;
 /// Sessions beyond the limit of connections, which only tell a client that it came too late.
 pub(super) const OVERFLOW: usize = 128;
 
@@ -54,14 +57,14 @@ pub(super) enum Step {
     Reset,
 }
 
-/// How a connection to a TCP listener ended, for its line in the access log.
+/// How a request or a connection to a TCP listener ended, for its line in the access log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Ending {
-    /// Both sides have closed in order.
+    /// The response was sent whole; both sides of a tunnel have closed in order.
     Closed,
-    /// The client reset it, or went before a backend was reached.
+    /// The client went before that, or reset the connection.
     Client,
-    /// The backend reset it.
+    /// The backend went before that, or reset the connection.
     Backend,
     /// Nothing moved for too long.
     Idle,
@@ -207,11 +210,13 @@ pub(super) struct Exchange {
     pub(super) head: RequestHead,
     /// Where the request's head begins in the client's buffer, while it is held.
     pub(super) head_start: usize,
+    /// [`NO_CLUSTER`] before a route was found.
     pub(super) cluster: u32,
     /// Index of the backend; `None` before one was chosen.
     pub(super) upstream: Option<u32>,
     pub(super) id: RequestName,
     pub(super) trace: Trace,
+    pub(super) timing: Timing,
     /// Client to backend.
     pub(super) request: Flow,
     /// Backend to client.
@@ -245,9 +250,9 @@ pub(super) struct Exchange {
     pub(super) reason: Option<Reason>,
     /// Body bytes sent to the client.
     pub(super) bytes: u64,
-    /// Bytes of a TCP connection sent to the backend.
+    /// Body bytes sent to the backend.
     pub(super) bytes_up: u64,
-    /// How a TCP connection ended.
+    /// How it ended.
     pub(super) ending: Ending,
 }
 
@@ -272,10 +277,11 @@ impl Exchange {
             active: false,
             head,
             head_start: 0,
-            cluster: 0,
+            cluster: NO_CLUSTER,
             upstream: None,
             id: RequestName::none(),
             trace: Trace::none(),
+            timing: Timing::default(),
             request: Flow::idle(),
             response: Flow::idle(),
             mode: RedirectMode::Copy,
@@ -301,7 +307,15 @@ impl Exchange {
 
     /// The beginning of a request.
     pub(super) fn begin(head: RequestHead, head_start: usize) -> Self {
-        Self { active: true, head, head_start, close: !head.keep_alive, ..Self::none() }
+        let close = !head.keep_alive;
+        // Whoever does not say otherwise ends it because the client went.
+        Self { active: true, head, head_start, close, ending: Ending::Client, ..Self::none() }
+    }
+
+    /// The number of the cluster that it was routed to.
+    #[inline]
+    pub(super) fn routed_to(&self) -> Option<u32> {
+        (self.cluster != NO_CLUSTER).then_some(self.cluster)
     }
 
     /// Enters that writing to the backend has failed. `EPIPE` is what is left of a connection whose end was seen in order.

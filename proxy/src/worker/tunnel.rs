@@ -101,6 +101,7 @@ impl Worker {
             }
         }
         if (is_done(&exchange.request) || exchange.request_broken) && is_done(&exchange.response) {
+            exchange.ending = Ending::Closed;
             self.finish_exchange(key, true);
             return Step::Close;
         }

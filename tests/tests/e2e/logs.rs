@@ -35,7 +35,10 @@ fn lines(folder: &tempfile::TempDir, count: usize) -> Vec<String> {
 /// A good request, one whose fields try to break the line, a refused one, and one the client leaves.
 fn requests(proxy: &Proxy) {
     let mut client = Peer::connect(proxy.address());
-    client.send("GET /path?query HTTP/1.1\r\nHost: a.example\r\nX-Request-Id: my-id\r\n\r\n");
+    client.send(
+        "GET /path?query HTTP/1.1\r\nHost: a.example\r\nX-Request-Id: my-id\r\n\
+         traceparent: 00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01\r\n\r\n",
+    );
     assert_eq!(client.response().text(), "ok");
     client.send("GET /x HTTP/1.1\r\nHost: b.example\r\nX-Request-Id: \"},{\"evil\":\"\\\r\n\r\n");
     assert_eq!(client.response().text(), "ok");
@@ -62,7 +65,20 @@ fn as_json() {
     assert_eq!(text(0, "backend"), backend.address().to_string());
     assert_eq!(text(0, "id"), "my-id");
     assert!(text(0, "time").contains('T'));
+    assert_eq!((text(0, "listener"), text(0, "cluster")), ("web".into(), "app".into()));
+    assert_eq!(
+        (text(0, "end"), text(0, "trace_id")),
+        ("done".into(), "0af7651916cd43dd8448eb211c80319c".into())
+    );
+    assert_eq!((&lines[0]["attempts"], &lines[0]["bytes_in"]), (&1.into(), &0.into()));
+    assert!(lines[0]["connect_us"].is_u64() && lines[0]["queue_us"].is_null());
+    let (first_byte, whole) = (&lines[0]["first_byte_us"], &lines[0]["duration_us"]);
+    assert!(first_byte.as_u64() <= whole.as_u64() && first_byte.is_u64(), "{first_byte} of {whole}");
+    // The second went by the pooled connection.
+    assert!(lines[1]["connect_us"].is_null() && lines[1]["trace_id"] == "");
     assert!(lines[1].get("evil").is_none());
+    assert_eq!((text(2, "end"), text(2, "cluster")), ("host_repeated".into(), String::new()));
+    assert!(lines[2]["first_byte_us"].is_null() && lines[2]["attempts"] == 0);
     assert_eq!(lines[2]["status"], 400);
     assert_eq!(text(2, "reason"), "host_repeated");
     proxy.stop();
@@ -76,9 +92,15 @@ fn as_text() {
     requests(&proxy);
     let lines = lines(&folder, 3);
     assert_eq!(lines.len(), 3);
-    for part in
-        ["127.0.0.1", "\"GET /path?query\"", "a.example", " 200 2 ", "my-id", &backend.address().to_string()]
-    {
+    for part in [
+        "127.0.0.1",
+        "\"GET /path?query\"",
+        "a.example",
+        " 200 2 ",
+        "my-id end=done in=0 queue=- connect=",
+        " attempts=1 listener=web cluster=app trace=0af7651916cd43dd8448eb211c80319c",
+        &backend.address().to_string(),
+    ] {
         assert!(lines[0].contains(part), "{part:?} is missing in {:?}", lines[0]);
     }
     assert!(lines[2].contains(" 400 ") && lines[2].contains("host_repeated"), "{:?}", lines[2]);
@@ -98,6 +120,37 @@ fn requests_that_fail_are_logged_with_their_reason() {
     let line: serde_json::Value = serde_json::from_str(&lines(&folder, 1)[0]).expect("JSON");
     assert_eq!(line["status"], 502);
     assert_eq!(line["reason"], "backend_closed");
+    proxy.stop();
+}
+
+#[test]
+fn bytes_of_both_ways_and_who_broke_off_are_told() {
+    let backend = Backend::start(|connection| {
+        while let Some(request) = connection.request() {
+            let whole = request.text() != "break off";
+            let length = if whole { 4 } else { 400 };
+            connection.peer.send(format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\nbody"));
+            if !whole {
+                return;
+            }
+        }
+    });
+    let (proxy, folder) = logging(&backend, AccessLogFormat::Json);
+    let request =
+        |body: &str| format!("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: {}\r\n\r\n{body}", body.len());
+    let mut client = Peer::connect(proxy.address());
+    client.send(request("seven b"));
+    assert_eq!(client.response().text(), "body");
+    client.send(request("break off"));
+    let lines: Vec<serde_json::Value> =
+        lines(&folder, 2).iter().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+    assert_eq!(
+        (&lines[0]["bytes_in"], &lines[0]["bytes"], &lines[0]["end"]),
+        (&7.into(), &4.into(), &"done".into())
+    );
+    assert_eq!((&lines[1]["bytes_in"], &lines[1]["bytes"]), (&9.into(), &4.into()));
+    assert_eq!((&lines[1]["status"], &lines[1]["end"]), (&200.into(), &"body_truncated".into()));
+    drop(client);
     proxy.stop();
 }
 

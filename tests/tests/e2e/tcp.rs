@@ -100,7 +100,9 @@ fn each_connection_has_a_line_in_the_log() {
                 let backend = backend.address().to_string();
                 assert_eq!(words[1..6], ["127.0.0.1", "\"TCP", "web\"", "-", "5/3"], "{line}");
                 assert!(words[6].ends_with("us"), "{line}");
-                assert_eq!(words[7..], [backend.as_str(), end], "{line}");
+                let names = ["attempts=1", "listener=web", "cluster=app"];
+                assert_eq!((words[7], &words[11..14]), (backend.as_str(), &names[..]), "{line}");
+                assert_eq!((words.len(), words[14]), (15, end), "{line}");
                 continue;
             }
             let line: serde_json::Value = serde_json::from_str(line).expect("JSON");
