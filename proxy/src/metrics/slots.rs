@@ -15,6 +15,7 @@ pub const CLUSTERS_MAX: u32 = as_number(live::CLUSTERS_MAX);
 /// Backends of all clusters together that can be told apart.
 pub const BACKENDS_MAX: u32 = as_number(live::BACKENDS_MAX);
 
+#[allow(clippy::cast_possible_truncation, reason = "checked in the line before, when this is compiled")]
 const fn as_number(count: usize) -> u32 {
     assert!(count <= 1 << 16);
     count as u32
