@@ -13,13 +13,17 @@ use nix::sys::socket::{
 };
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-pub use underpass_command::api::RedirectScope;
-use underpass_command::state::{Backend, Cluster, Listener, RedirectMode, Route, Settings};
+use underpass_command::state::{Backend, Cluster, Listener, Route, RouteKey, Settings};
 
 /// The longest message in bytes.
 pub const MESSAGE_SIZE_MAX: usize = 64 * 1024;
 /// The most descriptors in one message.
 pub const DESCRIPTORS_MAX: usize = 8;
+/// The longest step of a change in bytes; the rest of its message is for what stands around it.
+pub const STEP_SIZE_MAX: usize = MESSAGE_SIZE_MAX - 1024;
+/// A piece of a change is sent when its steps have so many bytes: a worker reads one piece each turn, so this bounds how long
+/// its connections wait.
+const PIECE_SIZE: usize = 8 * 1024;
 
 /// What the supervisor tells a worker.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -45,35 +49,134 @@ pub enum ToWorker {
         /// The process-wide settings.
         settings: Box<Settings>,
     },
-    /// A cluster, without its backends.
-    AddCluster(Cluster),
-    /// A backend of a cluster that was added before.
-    AddBackend {
-        /// The cluster's name.
-        cluster: String,
-        /// The backend.
-        backend: Backend,
+    /// Steps of a change of the configuration. At start, before [`ToWorker::Run`], they bring the whole configuration. Answered
+    /// with [`ToSupervisor::Done`] once the last piece has been carried out. Descriptors: this worker's listening socket for
+    /// each [`Step::AddListener`], in their order.
+    Change {
+        /// Number of the change, for the answer; 0 at start, where none is given.
+        id: u64,
+        /// The revision of the configuration that the change leads to.
+        revision: u64,
+        /// What is to be done, in this order.
+        steps: Vec<Step>,
+        /// More pieces of this change follow: nothing is done before the last has come.
+        more: bool,
     },
-    /// A route to a cluster that was added before.
-    AddRoute(Box<Route>),
-    /// A listener. Descriptor: this worker's listening socket. Accepting begins with [`ToWorker::Run`].
-    AddListener(Listener),
     /// The state is complete: accept connections. Answered with [`ToSupervisor::Running`].
     Run,
-    /// Changes a redirect mode; takes effect with the next body. Answered with [`ToSupervisor::Done`].
-    SetRedirect {
-        /// Number of the command, for the answer.
-        id: u64,
-        /// What it applies to.
-        scope: RedirectScope,
-        /// The new mode; none inherits from the wider scope.
-        mode: Option<RedirectMode>,
-    },
     /// Finish what is under way, take nothing new, then exit with status 0.
     Drain {
         /// After so long the remaining connections are cut.
         deadline_ms: u64,
     },
+}
+
+/// One step of a change, as workers take it. Listeners, clusters and backends have numbers, which the supervisor gives out:
+/// small, so that they can be the index of a table, and given out again only when every worker is done with what had them.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Step {
+    /// The settings of the process.
+    Settings(Box<Settings>),
+    /// A new cluster, without its backends.
+    AddCluster {
+        /// Its number.
+        number: u32,
+        /// The cluster.
+        cluster: Cluster,
+    },
+    /// Another set of a cluster's own settings.
+    ChangeCluster {
+        /// Its number.
+        number: u32,
+        /// The cluster, without its backends.
+        cluster: Cluster,
+    },
+    /// A cluster that no route and no listener leads to any more, and that has no backend.
+    RemoveCluster {
+        /// Its number.
+        number: u32,
+    },
+    /// A new backend.
+    AddBackend {
+        /// Its number.
+        number: u32,
+        /// The number of its cluster.
+        cluster: u32,
+        /// The backend.
+        backend: Backend,
+    },
+    /// Other settings of a backend.
+    ChangeBackend {
+        /// Its number.
+        number: u32,
+        /// The backend; its address is what it was.
+        backend: Backend,
+    },
+    /// A backend that gets no request any more.
+    RemoveBackend {
+        /// Its number.
+        number: u32,
+    },
+    /// A route: a new one, or one that takes the place of that which matches the same.
+    PutRoute {
+        /// The number of the cluster that it leads to, if it leads to one.
+        cluster: Option<u32>,
+        /// The route.
+        route: Box<Route>,
+    },
+    /// A route that is no more.
+    RemoveRoute {
+        /// What it matches.
+        route: RouteKey,
+    },
+    /// A new listener, whose socket comes with the message.
+    AddListener {
+        /// Its number.
+        number: u16,
+        /// The number of its default cluster.
+        default_cluster: Option<u32>,
+        /// The listener.
+        listener: Listener,
+    },
+    /// Other settings of a listener.
+    ChangeListener {
+        /// Its number.
+        number: u16,
+        /// The number of its default cluster.
+        default_cluster: Option<u32>,
+        /// The listener; its address is what it was.
+        listener: Listener,
+    },
+    /// A listener that takes no connection any more.
+    RemoveListener {
+        /// Its number.
+        number: u16,
+    },
+}
+
+/// What a worker is done with.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Finished {
+    /// Backends that were put to drain and have no request left, each with the revision that the worker had then.
+    pub drained: Vec<(u32, u64)>,
+    /// Removed backends: their numbers may be given out again.
+    pub backends: Vec<u32>,
+    /// Removed clusters.
+    pub clusters: Vec<u32>,
+    /// Removed listeners.
+    pub listeners: Vec<u16>,
+}
+
+impl Finished {
+    /// Whether there is nothing to tell.
+    pub fn is_empty(&self) -> bool {
+        self.drained.is_empty()
+            && self.backends.is_empty()
+            && self.clusters.is_empty()
+            && self.listeners.is_empty()
+    }
 }
 
 /// What a worker tells the supervisor.
@@ -85,18 +188,42 @@ pub enum ToSupervisor {
         /// Process id of the worker.
         pid: u32,
     },
-    /// A command with an id was carried out.
+    /// A change was carried out.
     Done {
-        /// The command's number.
+        /// The change's number.
         id: u64,
         /// Why it was not, if it was not.
         error: Option<String>,
     },
+    /// The last request, connection or user of something has gone.
+    Finished(Finished),
     /// The state could not be taken; the worker exits.
     Refused {
         /// What, and why.
         reason: String,
     },
+}
+
+/// Cuts a change into messages. Each comes with the positions of its steps, so that descriptors can be added.
+pub fn pieces(id: u64, revision: u64, steps: &[Step]) -> Vec<(ToWorker, std::ops::Range<usize>)> {
+    let mut pieces = Vec::new();
+    let mut start = 0;
+    while start < steps.len() || pieces.is_empty() {
+        let (mut end, mut size, mut sockets) = (start, 0, 0);
+        for step in &steps[start..] {
+            // What cannot be written as JSON fails when it is sent.
+            size += serde_json::to_vec(step).map_or(0, |text| text.len() + 1);
+            sockets += usize::from(matches!(step, Step::AddListener { .. }));
+            if end > start && (size > PIECE_SIZE || sockets > DESCRIPTORS_MAX) {
+                break;
+            }
+            end += 1;
+        }
+        let more = end < steps.len();
+        pieces.push((ToWorker::Change { id, revision, steps: steps[start..end].to_vec(), more }, start..end));
+        start = end;
+    }
+    pieces
 }
 
 /// One end of the socket pair.

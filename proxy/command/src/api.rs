@@ -315,6 +315,15 @@ pub struct StateDocument {
     pub state: State,
 }
 
+/// Where the configuration was saved.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Saved {
+    /// The file.
+    pub path: PathBuf,
+    /// The revision that it has.
+    pub revision: u64,
+}
+
 /// Something that happened in a running proxy.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Event {

@@ -1,7 +1,10 @@
 //! The rules that a state must keep, wherever it comes from.
 
+mod change;
 mod clusters;
 mod protocols;
+
+pub use change::{ChangeProblems, check_change, keep_settled, settled_differently};
 
 pub(super) use protocols::{sni_route_fault, tcp_listener_fault};
 
@@ -18,14 +21,9 @@ use super::problem::{Place, Problem};
 use super::syntax::nearest;
 use super::table::{Fault, Key, quote};
 
-/// The most listeners of a proxy.
-pub(super) const LISTENERS_MAX: usize = 256;
-/// The most clusters of a proxy.
-pub(super) const CLUSTERS_MAX: usize = 16 * 1024;
-/// The most backends of a cluster.
-pub(super) const BACKENDS_MAX: usize = 1024;
-/// The most routes of a proxy.
-pub(super) const ROUTES_MAX: usize = 64 * 1024;
+pub(super) use underpass_command::live::{
+    BACKENDS_PER_CLUSTER_MAX as BACKENDS_MAX, CLUSTERS_MAX, LISTENERS_MAX, ROUTES_MAX,
+};
 
 /// For how many names that are not there a similar one is sought, because that takes a look at all.
 const SUGGESTIONS_MAX: usize = 100;
@@ -33,17 +31,23 @@ const SUGGESTIONS_MAX: usize = 100;
 /// Everything that is wrong with a state, errors and warnings, in no particular order. Nothing outside the state is
 /// looked at: whether addresses can be bound, users exist or files can be written is seen at start.
 pub fn validate(state: &State) -> Vec<Problem> {
-    let mut problems = Vec::new();
-    check_values(state, &mut problems);
+    let mut problems = check_items(state);
     check_settings(&state.settings, &mut problems);
-    check_redirects(state, &mut problems);
     check_counts(state, &mut problems);
     check_unique(state, &mut problems);
     check_references(state, &mut problems);
-    clusters::check(state, &mut problems);
-    protocols::check(state, &mut problems);
     check_use(state, &mut problems);
     check_loops(state, &mut problems);
+    problems
+}
+
+/// What is wrong with single items, whatever others there are; but what a route or cluster names as listener is looked at.
+fn check_items(state: &State) -> Vec<Problem> {
+    let mut problems = Vec::new();
+    check_values(state, &mut problems);
+    check_redirects(state, &mut problems);
+    clusters::check(state, &mut problems);
+    protocols::check(state, &mut problems);
     problems
 }
 

@@ -19,7 +19,7 @@ use tokio::time::{Instant, sleep_until};
 use super::spawn::{spawn, watch};
 use crate::ipc::{Channel, ToSupervisor, ToWorker};
 
-/// Commands that may wait for one worker.
+/// Commands, each of any number of letters, that may wait for one worker.
 const COMMANDS_MAX: usize = 64;
 /// From its start until a worker must accept connections.
 const START_TIMEOUT: Duration = Duration::from_secs(20);
@@ -59,6 +59,13 @@ pub(super) struct Source {
     pub(super) process: u64,
 }
 
+impl Source {
+    /// The number of the worker.
+    pub(super) fn number(self) -> u16 {
+        u16::try_from(self.worker).unwrap_or(u16::MAX)
+    }
+}
+
 /// What became of a command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Told {
@@ -73,7 +80,7 @@ pub(super) enum Told {
 /// The supervisor's end of a running task. Dropping it leaves the worker to its commands.
 #[derive(Debug)]
 pub(super) struct Link {
-    commands: mpsc::Sender<ToWorker>,
+    commands: mpsc::Sender<Vec<Letter>>,
     kill: Arc<Notify>,
     pub(super) pid: Option<u32>,
 }
@@ -110,12 +117,17 @@ impl Link {
     }
 
     /// Hands a command over, without waiting.
-    pub(super) fn tell(&self, command: ToWorker) -> Told {
+    pub(super) fn tell(&self, command: Vec<Letter>) -> Told {
         match self.commands.try_send(command) {
             Ok(()) => Told::Queued,
             Err(mpsc::error::TrySendError::Full(_)) => Told::Stuck,
             Err(mpsc::error::TrySendError::Closed(_)) => Told::Ended,
         }
+    }
+
+    /// Whether a command more would be too many.
+    pub(super) fn is_full(&self) -> bool {
+        self.commands.capacity() == 0 && !self.commands.is_closed()
     }
 
     /// Ends the worker at once.
@@ -130,7 +142,7 @@ struct Task {
     readiness: AsyncFd<OwnedFd>,
     outgoing: VecDeque<Letter>,
     writable: bool,
-    commands: mpsc::Receiver<ToWorker>,
+    commands: mpsc::Receiver<Vec<Letter>>,
     kill: Arc<Notify>,
     /// When the process is killed if it has not done by then what it must.
     kill_at: Option<Instant>,
@@ -166,7 +178,7 @@ impl Task {
                     self.sent(sent).await;
                 }
                 Some(command) = self.commands.recv(), if self.outgoing.len() < COMMANDS_MAX => {
-                    self.outgoing.push_back(command.into());
+                    self.outgoing.extend(command);
                 }
             }
         };

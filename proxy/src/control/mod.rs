@@ -34,15 +34,20 @@
 
 mod access_log;
 mod admin;
+mod change;
 mod commands;
+mod events;
 mod link;
 mod machine;
+mod numbers;
 mod program_log;
 mod redirection;
+mod reload;
 mod sockets;
 mod spawn;
 mod status;
 mod steering;
+mod store;
 mod supervisor;
 mod workers;
 
@@ -60,6 +65,7 @@ pub(crate) use commands::Handle;
 pub use machine::UserError;
 pub(crate) use machine::{allowed_cpus, cpu_table};
 pub use sockets::SocketError;
+pub use store::StoreError;
 pub(crate) use sockets::reachable;
 
 use crate::metrics::{Block, BlockError};
@@ -70,6 +76,8 @@ pub struct Options {
     /// The executable that workers run: it must call [`crate::worker::run_from_environment`] when its first argument is
     /// [`crate::worker::WORKER_ARGUMENT`].
     pub executable: PathBuf,
+    /// The configuration file, for `underpass reload`.
+    pub file: Option<PathBuf>,
     /// Gets the proxy's handle once every worker accepts connections.
     pub(crate) ready: Option<oneshot::Sender<Ready>>,
 }
@@ -77,7 +85,7 @@ pub struct Options {
 impl Default for Options {
     fn default() -> Self {
         // The file may have been replaced since we started; this link still leads to what we run.
-        Self { executable: PathBuf::from("/proc/self/exe"), ready: None }
+        Self { executable: PathBuf::from("/proc/self/exe"), file: None, ready: None }
     }
 }
 
@@ -125,6 +133,12 @@ pub enum ControlError {
         /// Why.
         source: io::Error,
     },
+    /// The configuration does not fit together.
+    #[error("{0}")]
+    Configuration(String),
+    /// A saved configuration cannot be read or written.
+    #[error(transparent)]
+    Store(#[from] StoreError),
     /// A worker does not take the configured state.
     #[error("worker {worker} refuses the configuration: {reason}")]
     Refused {

@@ -20,7 +20,7 @@ pub struct SocketError {
 }
 
 /// The sockets of one listener, a SO_REUSEPORT group in the order of the workers.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct ListenerSockets {
     /// The listener's name.
     pub(super) name: String,

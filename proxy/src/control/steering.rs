@@ -8,6 +8,7 @@ use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
 use underpass_command::api::{Probe, SteeringRow, SteeringStatus};
+use underpass_command::live::LISTENERS_MAX;
 use underpass_command::state::SteeringPolicy;
 use underpass_loader::{
     Capability, LoadError, Matrix, Options, Outcome, Policy, QueueWorker, Steering as Program, nic, probe,
@@ -78,6 +79,28 @@ impl Steering {
         if let Err(error) = u16::try_from(worker).map_or(Ok(()), |worker| loaded.program.reset_worker(worker))
         {
             tracing::error!(worker, "steering: {error}");
+        }
+    }
+
+    /// The policy that is asked for.
+    pub(super) fn policy(&self) -> SteeringPolicy {
+        self.policy
+    }
+
+    /// Steers the connections of a new listener. Where that fails the kernel spreads them by its own hash.
+    pub(super) fn attach(&mut self, listener: &ListenerSockets) {
+        let Ok(loaded) = &mut self.loaded else { return };
+        if let Err(error) = attach(&mut loaded.program, listener) {
+            tracing::error!("steering: {error}; the kernel spreads its connections by its own hash");
+        }
+    }
+
+    /// Steers the connections of a listener no more, because it is removed.
+    pub(super) fn detach(&mut self, listener: &ListenerSockets) {
+        let Ok(loaded) = &mut self.loaded else { return };
+        let Some(socket) = listener.sockets.iter().flatten().next() else { return };
+        if let Err(error) = loaded.program.detach_listener(&listener.name, socket.as_fd()) {
+            tracing::error!("steering: {error}");
         }
     }
 
@@ -166,22 +189,26 @@ fn load(
     let mut options = Options::new(workers);
     options.policy = to_loader(policy);
     options.generation = generation;
-    options.listeners_max = u16::try_from(listeners.len()).unwrap_or(u16::MAX).max(1);
+    options.listeners_max = u16::try_from(LISTENERS_MAX).unwrap_or(u16::MAX);
     let cpus = cpu_table(cpus);
     let queues = queue_table(policy, &cpus);
     let mut program = Program::load(&options)?;
     program.set_cpus(&cpus)?;
     program.set_queues(&queues)?;
     for listener in listeners {
-        let sockets: Vec<BorrowedFd<'_>> =
-            listener.sockets.iter().flatten().map(|socket| socket.as_fd()).collect();
-        program.attach_listener(&listener.name, &sockets)?;
+        attach(&mut program, listener)?;
     }
     let step = |step: &str, error: io::Error| LoadError::Step { step: step.into(), error: error.to_string() };
     let slots = program.slots_fd().try_clone_to_owned().map_err(|error| step("duplicating a map", error))?;
     let log = program.take_log().map(WatchedLog::new).transpose()?;
     let reduced = program.reduced().map(str::to_owned);
     Ok(Loaded { program, workers, cpus, slots: Arc::new(slots), log, reduced })
+}
+
+fn attach(program: &mut Program, listener: &ListenerSockets) -> Result<(), LoadError> {
+    let sockets: Vec<BorrowedFd<'_>> =
+        listener.sockets.iter().flatten().map(|socket| socket.as_fd()).collect();
+    program.attach_listener(&listener.name, &sockets)
 }
 
 /// The worker of each RX queue, for the policy that asks for it.

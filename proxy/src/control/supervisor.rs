@@ -1,5 +1,6 @@
 //! The loop that owns all state of the supervisor.
 
+use std::collections::{BTreeMap, VecDeque};
 use std::future::pending;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io;
@@ -11,20 +12,25 @@ use std::time::Duration;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
-use underpass_command::api::WorkerState;
-use underpass_command::state::{AccessLogFormat, Cluster, State};
+use underpass_command::api::{EventKind, WorkerState};
+use underpass_command::live::Configuration;
+use underpass_command::state::{AccessLogFormat, Settings, State};
 
 use super::access_log::AccessLog;
 use super::admin;
-use super::commands::{Handle, Pending, Request};
+use super::change::{Answer, Pending};
+use super::commands::{Handle, Request};
+use super::events::Events;
 use super::link::{Event, Letter, Link, Source, Told};
 use super::machine::{
     allowed_cpus, assign_cpus, check_user, descriptor_shortage, idle_workers, raise_descriptor_limit,
 };
+use super::numbers::Registry;
 use super::redirection::Redirection;
 use super::sockets::{self, ListenerSockets};
 use super::status::clear_gauges;
 use super::steering::Steering;
+use super::store::Store;
 use super::workers::{Worker, describe};
 use super::{ControlError, Options, Ready};
 use crate::ipc::{ToSupervisor, ToWorker};
@@ -48,23 +54,28 @@ enum Phase {
 
 #[derive(Debug)]
 pub(super) struct Supervisor {
-    pub(super) state: State,
+    pub(super) configuration: Configuration,
+    pub(super) registry: Registry,
+    pub(super) store: Option<Store>,
+    pub(super) events: Events,
     options: Options,
     phase: Phase,
     /// The same for those who watch from another thread.
     draining: Arc<AtomicBool>,
     pub(super) started: Instant,
     pub(super) generation: u32,
-    sockets: Vec<ListenerSockets>,
+    pub(super) sockets: BTreeMap<String, ListenerSockets>,
+    /// Of listeners that the change under way removes.
+    pub(super) removed_sockets: Vec<ListenerSockets>,
     pub(super) blocks: Arc<Vec<Block>>,
     pub(super) workers: Vec<Worker>,
     pub(super) steering: Steering,
     pub(super) redirection: Redirection,
     pub(super) access_log: Option<AccessLog>,
-    pub(super) pending: Vec<Pending>,
+    pub(super) pending: VecDeque<Pending>,
     pub(super) next_command: u64,
-    event_sender: mpsc::Sender<(Source, Event)>,
-    events: mpsc::Receiver<(Source, Event)>,
+    worker_sender: mpsc::Sender<(Source, Event)>,
+    worker_events: mpsc::Receiver<(Source, Event)>,
     handle: Handle,
     requests: mpsc::Receiver<Request>,
     admin: admin::Server,
@@ -73,8 +84,9 @@ pub(super) struct Supervisor {
 
 impl Supervisor {
     /// Takes everything that a proxy needs from the machine, then starts the workers.
-    pub(super) fn start(mut state: State, options: Options) -> Result<Self, ControlError> {
-        let settings = &state.settings;
+    pub(super) fn start(state: State, options: Options) -> Result<Self, ControlError> {
+        let (configuration, store) = configuration(state)?;
+        let settings = configuration.settings();
         check_user(&settings.user)?;
         match raise_descriptor_limit() {
             Ok(limit) => {
@@ -91,44 +103,50 @@ impl Supervisor {
             tracing::warn!("{text}");
         }
         let generation = 1;
-        let (handle, requests) = Handle::new();
+        let events = Events::new();
+        let (handle, requests) = Handle::new(events.clone());
         let mut admin = admin::Server::bind(&settings.admin_socket)?;
-        let sockets = sockets::open(&state.listeners, cpus.len(), settings.limits.backlog)?;
+        let sockets = configuration.listeners().values().cloned().collect::<Vec<_>>();
+        let sockets = sockets::open(&sockets, cpus.len(), settings.limits.backlog)?;
         let steering = Steering::start(settings.steering, &cpus, generation, &sockets);
         let redirection = Redirection::start(&settings.limits, cpus.len());
         let blocks: Result<Vec<Block>, _> = cpus.iter().map(|_| Block::create()).collect();
-        let access_log = start_access_log(&state, cpus.len())?;
-        for (listener, opened) in state.listeners.iter_mut().zip(&sockets) {
-            listener.address = opened.address;
+        let access_log = start_access_log(settings, cpus.len())?;
+        for opened in &sockets {
             tracing::info!("listener \"{}\": listening on {}", opened.name, opened.address);
         }
-        let (event_sender, events) = mpsc::channel(EVENTS_MAX);
         admin.configure(settings);
         let audit_file = settings.log.audit_file.as_deref();
         admin.open_audit_log(audit_file).map_err(ControlError::audit_log(audit_file))?;
+        let (worker_sender, worker_events) = mpsc::channel(EVENTS_MAX);
         admin.serve(handle.clone());
         let mut supervisor = Self {
-            state,
+            configuration,
+            registry: Registry::default(),
+            store,
+            events,
             options,
             phase: Phase::Starting,
             draining: Arc::default(),
             started: Instant::now(),
             generation,
-            sockets,
+            sockets: sockets.into_iter().map(|sockets| (sockets.name.clone(), sockets)).collect(),
+            removed_sockets: Vec::new(),
             blocks: Arc::new(blocks?),
             workers: cpus.into_iter().map(Worker::new).collect(),
             steering,
             redirection,
             access_log,
-            pending: Vec::new(),
+            pending: VecDeque::new(),
             next_command: 0,
-            event_sender,
-            events,
+            worker_sender,
+            worker_events,
             handle,
             requests,
             admin,
             signals,
         };
+        supervisor.number_everything();
         for index in 0..supervisor.workers.len() {
             supervisor.start_worker(index);
         }
@@ -140,12 +158,12 @@ impl Supervisor {
         while !self.is_over() {
             let next = self.next_deadline();
             tokio::select! {
-                Some((source, event)) = self.events.recv() => self.on_event(source, event)?,
+                Some((source, event)) = self.worker_events.recv() => self.on_event(source, event)?,
                 Some(request) = self.requests.recv() => self.on_request(request),
                 _ = self.signals.terminate.recv() => self.on_end_signal(),
                 _ = self.signals.interrupt.recv() => self.on_end_signal(),
                 _ = self.signals.hangup.recv() => {
-                    tracing::warn!("SIGHUP is ignored: the configuration is never read again; restart to change it");
+                    tracing::warn!("SIGHUP is ignored: `underpass reload` makes the configuration what its file says");
                 }
                 _ = self.signals.user1.recv() => self.reopen_logs(),
                 () = self.steering.pass_on_log() => {}
@@ -176,7 +194,7 @@ impl Supervisor {
         self.workers[index].process += 1;
         let source = Source { worker: index, process: self.workers[index].process };
         let started = self.start_letters(index).and_then(|letters| {
-            Link::start(&self.options.executable, source, letters, self.event_sender.clone())
+            Link::start(&self.options.executable, source, letters, self.worker_sender.clone())
         });
         match started {
             Ok(link) => {
@@ -210,25 +228,10 @@ impl Supervisor {
             steering,
             redirect,
             seed: RandomState::new().build_hasher().finish(),
-            settings: Box::new(self.state.settings.clone()),
+            settings: Box::new(self.configuration.settings().clone()),
         };
         let mut letters = vec![Letter { message: hello, descriptors }];
-        for cluster in &self.state.clusters {
-            let empty = Cluster { backends: Vec::new(), ..cluster.clone() };
-            letters.push(ToWorker::AddCluster(empty).into());
-            for backend in &cluster.backends {
-                let (cluster, backend) = (cluster.name.clone(), backend.clone());
-                letters.push(ToWorker::AddBackend { cluster, backend }.into());
-            }
-        }
-        letters.extend(
-            self.state.routes.iter().map(|route| Letter::from(ToWorker::AddRoute(Box::new(route.clone())))),
-        );
-        for (listener, opened) in self.state.listeners.iter().zip(&self.sockets) {
-            let descriptors: Vec<Arc<OwnedFd>> =
-                opened.sockets.get(index).cloned().flatten().into_iter().collect();
-            letters.push(Letter { message: ToWorker::AddListener(listener.clone()), descriptors });
-        }
+        letters.extend(self.configuration_letters(index));
         letters.push(ToWorker::Run.into());
         Ok(letters)
     }
@@ -248,15 +251,18 @@ impl Supervisor {
                 );
                 if self.workers[index].state == WorkerState::Starting {
                     self.workers[index].state = WorkerState::Running;
+                    self.events.tell(EventKind::WorkerUp { worker: source.number() });
                 }
                 self.check_ready();
             }
-            Event::Said(ToSupervisor::Done { id, error }) => self.command_done(index, id, error),
+            Event::Said(ToSupervisor::Done { id, error }) => self.change_done(index, id, error),
+            Event::Said(ToSupervisor::Finished(finished)) => self.finished(index, &finished),
             Event::Said(ToSupervisor::Refused { reason }) => {
                 tracing::error!(worker = index, "worker refuses the configuration: {reason}");
                 if matches!(self.phase, Phase::Starting) {
                     return Err(ControlError::Refused { worker: index, reason });
                 }
+                self.kill_worker(index);
             }
             Event::DrainSent => {
                 self.workers[index].state = WorkerState::Draining;
@@ -270,9 +276,11 @@ impl Supervisor {
 
     fn on_ended(&mut self, index: usize, status: &io::Result<std::process::ExitStatus>) {
         let how = describe(status);
+        let worker = u16::try_from(index).unwrap_or(u16::MAX);
+        self.events.tell(EventKind::WorkerDown { worker, reason: how.clone() });
         self.steering.worker_down(index);
         clear_gauges(&self.blocks[index]);
-        self.command_void(index);
+        self.changes_void(index);
         let worker = &mut self.workers[index];
         if matches!(self.phase, Phase::Draining { .. }) {
             if !matches!(status, Ok(status) if status.success()) {
@@ -322,8 +330,12 @@ impl Supervisor {
         // A caller that has gone does not wait for its answer.
         match request {
             Request::Status(reply) => drop(reply.send(Ok(self.status()))),
-            Request::SetRedirect(change, reply) => self.set_redirect(change, reply),
-            Request::SetSteering(change, reply) => drop(reply.send(self.set_steering(change))),
+            Request::State(reply) => drop(reply.send(Ok(self.state_document()))),
+            Request::Change(change, reply) => self.change(&change, Answer::Changed(reply)),
+            Request::Reload(dry_run, reply) => self.reload(dry_run, reply),
+            Request::Save(reply) => drop(reply.send(self.save())),
+            Request::SetRedirect(change, reply) => self.set_redirect(&change, reply),
+            Request::SetSteering(change, reply) => self.set_steering(change, reply),
             Request::Stop => self.drain(),
         }
     }
@@ -376,7 +388,7 @@ impl Supervisor {
         if self.is_draining() {
             return;
         }
-        let deadline_ms = self.state.settings.timeouts.drain_ms;
+        let deadline_ms = self.configuration.settings().timeouts.drain_ms;
         tracing::info!("draining: what is under way is finished, within {deadline_ms} ms");
         notify_systemd(sd_notify::NotifyState::Stopping);
         let kill_at = Instant::now() + Duration::from_millis(deadline_ms) + DRAIN_GRACE;
@@ -386,7 +398,7 @@ impl Supervisor {
             match &worker.link {
                 None => worker.ended(),
                 Some(link) => {
-                    if link.tell(ToWorker::Drain { deadline_ms }) == Told::Stuck {
+                    if link.tell(vec![ToWorker::Drain { deadline_ms }.into()]) == Told::Stuck {
                         tracing::error!(worker = index, "worker does not take its commands; it is killed");
                         link.kill();
                     }
@@ -403,10 +415,17 @@ impl Supervisor {
     /// Closes the listening sockets of a worker that accepts what waits there, and then closes them too; or that has
     /// ended.
     fn let_go_of_sockets(&mut self, worker: usize) {
-        for listener in &mut self.sockets {
+        for listener in self.sockets.values_mut() {
             if let Some(socket) = listener.sockets.get_mut(worker) {
                 *socket = None;
             }
+        }
+    }
+
+    /// Kills a worker; its successor follows.
+    pub(super) fn kill_worker(&mut self, index: usize) {
+        if let Some(link) = &self.workers[index].link {
+            link.kill();
         }
     }
 
@@ -419,8 +438,41 @@ impl Supervisor {
     }
 }
 
-fn start_access_log(state: &State, workers: usize) -> Result<Option<AccessLog>, ControlError> {
-    let log = &state.settings.log;
+/// The configuration to start with: what was saved, or else the file. What only a start can settle is always the file's.
+fn configuration(state: State) -> Result<(Configuration, Option<Store>), ControlError> {
+    let settings = state.settings.clone();
+    let configuration = Configuration::new(state).map_err(|errors| {
+        let text = errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n");
+        ControlError::Configuration(text)
+    })?;
+    let Some(path) = &settings.saved_state else { return Ok((configuration, None)) };
+    let (mut store, saved) = Store::open(path)?;
+    let configuration = match saved {
+        None => configuration,
+        Some(saved) => {
+            let (path, revision) = (path.display(), saved.revision());
+            tracing::info!("configuration: revision {revision}, saved in {path}; `underpass reload` takes the file");
+            let mut state = saved.state();
+            crate::config::keep_settled(&mut state.settings, &settings);
+            let refused = crate::config::validate(&state).into_iter();
+            let mut refused = refused.filter(|problem| problem.severity == crate::config::Severity::Error);
+            if let Some(problem) = refused.next() {
+                let text = format!("{problem}; in {path}, move it away to start from the configuration file");
+                return Err(ControlError::Configuration(text));
+            }
+            let mut again = Configuration::new(state).map_err(|_| {
+                ControlError::Configuration(format!("{path} does not fit together"))
+            })?;
+            again.set_revision(revision);
+            again
+        }
+    };
+    store.save(&configuration)?;
+    Ok((configuration, Some(store)))
+}
+
+fn start_access_log(settings: &Settings, workers: usize) -> Result<Option<AccessLog>, ControlError> {
+    let log = &settings.log;
     if log.access == AccessLogFormat::Off {
         return Ok(None);
     }

@@ -71,6 +71,11 @@ impl Worker {
         pause
     }
 
+    /// Whether it has not taken the commands that it was told before.
+    pub(super) fn is_behind(&self) -> bool {
+        self.link.as_ref().is_some_and(Link::is_full)
+    }
+
     /// Notes that the process has ended and none follows.
     pub(super) fn ended(&mut self) {
         self.link = None;

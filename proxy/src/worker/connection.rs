@@ -7,7 +7,7 @@ use mio::{Interest, Token};
 use slab::Slab;
 use underpass_command::state::{SendProxy, Settings};
 
-use super::core::Core;
+use super::core::{Core, Presence};
 use super::event_loop::{Kind, token};
 use super::session::Session;
 use crate::forward::Endpoint;
@@ -81,7 +81,8 @@ pub(super) fn introduce(
     connections: &mut Connections,
     session: &Session,
 ) -> io::Result<()> {
-    let version = core.clusters[session.exchange.cluster as usize].configured.send_proxy;
+    let cluster = session.exchange.cluster.map(|cluster| &core.clusters[cluster as usize]);
+    let version = cluster.map_or(SendProxy::Off, |cluster| cluster.configured.send_proxy);
     if version == SendProxy::Off {
         return Ok(());
     }
@@ -141,7 +142,9 @@ pub(super) fn retire(core: &mut Core, connections: &mut Connections, key: usize)
     if matches!(idle, Idle::Unsolicited) {
         core.count(Counter::BackendUnsolicited);
     }
-    if !room || !matches!(idle, Idle::Quiet) || core.draining {
+    let wanted =
+        core.upstreams[upstream].presence == Presence::Present && !core.upstreams[upstream].configured.drain;
+    if !room || !wanted || !matches!(idle, Idle::Quiet) || core.draining {
         close(core, connections, key);
         return;
     }

@@ -1,33 +1,84 @@
-//! What the supervisor says: the state at start, changes while running, the end.
+//! What the supervisor says: the configuration at start, changes while running, the end.
 
+use std::collections::VecDeque;
 use std::io;
 use std::os::fd::OwnedFd;
 
-use mio::Interest;
-use mio::net::TcpListener;
-use underpass_command::state;
+use super::connection::Connections;
+use super::core::{Core, Presence};
+use super::event_loop::Worker;
+use crate::ipc::{Channel, Step, ToSupervisor, ToWorker};
 
-use super::core::{Cluster, Core, Listening, Upstream};
-use super::event_loop::{Kind, Worker, token};
-use crate::balance::{Balancer, Latency};
-use crate::ipc::{ToSupervisor, ToWorker};
-use crate::route::Destination;
+/// Messages taken from the supervisor in one turn: connections wait meanwhile.
+const MESSAGES_PER_TURN: usize = 1;
+
+/// The channel to the supervisor, what was not sent yet, and the change that has come in part.
+pub(super) struct Control {
+    channel: Channel,
+    /// Messages may wait in the channel.
+    pub(super) pending: bool,
+    steps: Vec<Step>,
+    descriptors: VecDeque<OwnedFd>,
+    /// Bounded by what the supervisor lets stand unanswered, and by what it has told us to finish.
+    unsent: VecDeque<ToSupervisor>,
+}
+
+impl Control {
+    /// A channel on which everything up to [`ToWorker::Run`] has been read.
+    pub(super) fn new(channel: Channel) -> Self {
+        // What came before the registration gives no event.
+        let (steps, descriptors, unsent) = (Vec::new(), VecDeque::new(), VecDeque::new());
+        Self { channel, pending: true, steps, descriptors, unsent }
+    }
+
+    /// Whether the supervisor does not take what it must be told.
+    pub(super) fn is_blocked(&self) -> bool {
+        !self.unsent.is_empty()
+    }
+
+    /// Sends what there is to be said, or keeps it. A supervisor that does not read is no reason to stop serving.
+    fn flush(&mut self) {
+        while let Some(message) = self.unsent.front() {
+            match self.channel.send(message, &[]) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                Err(error) => {
+                    // It has ended, and so will this worker.
+                    eprintln!("underpass worker: the supervisor could not be told: {error}");
+                    self.unsent.clear();
+                    return;
+                }
+                Ok(()) => {
+                    self.unsent.pop_front();
+                }
+            }
+        }
+    }
+}
 
 impl Worker {
-    /// Takes all messages that have come.
+    /// Takes messages that have come; those beyond the share of one turn wait for the next.
     pub(super) fn control(&mut self) {
-        loop {
-            match self.channel.receive::<ToWorker>() {
+        for _ in 0..MESSAGES_PER_TURN {
+            match self.control.channel.receive::<ToWorker>() {
                 Ok(Some((message, descriptors))) => self.obey(message, descriptors),
                 // The supervisor has ended: so does its worker, once its connections are finished.
-                Ok(None) => return self.drain(self.core.settings.timeouts.drain_ms),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                Ok(None) => {
+                    self.control.pending = false;
+                    return self.drain(self.core.settings.timeouts.drain_ms);
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.control.pending = false;
+                    return;
+                }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == io::ErrorKind::InvalidData => {
-                    eprintln!("underpass worker: a control message was not understood: {error}");
+                    // Whatever it was, this worker is not what the supervisor takes it for any more.
+                    let reason = format!("a control message was not understood: {error}");
+                    self.tell(ToSupervisor::Refused { reason });
                 }
                 Err(error) => {
                     eprintln!("underpass worker: control channel: {error}; draining");
+                    self.control.pending = false;
                     return self.drain(self.core.settings.timeouts.drain_ms);
                 }
             }
@@ -36,122 +87,100 @@ impl Worker {
 
     fn obey(&mut self, message: ToWorker, descriptors: Vec<OwnedFd>) {
         match message {
-            ToWorker::SetRedirect { id, scope, mode } => {
-                let error = self.core.set_redirect(&scope, mode).err();
-                self.tell(&ToSupervisor::Done { id, error });
-            }
-            ToWorker::Drain { deadline_ms } => self.drain(deadline_ms),
-            other => {
-                if let Err(reason) = apply(&mut self.core, other, descriptors) {
-                    eprintln!("underpass worker: a change was refused: {reason}");
-                    self.tell(&ToSupervisor::Refused { reason });
+            ToWorker::Change { id, revision, steps, more } => {
+                self.control.steps.extend(steps);
+                self.control.descriptors.extend(descriptors);
+                if !more {
+                    self.core.revision = revision;
+                    let error = self.change().err();
+                    self.tell(ToSupervisor::Done { id, error });
                 }
             }
+            ToWorker::Drain { deadline_ms } => self.drain(deadline_ms),
+            ToWorker::Hello { .. } | ToWorker::Run => {
+                self.tell(ToSupervisor::Refused { reason: "a message came out of its turn".to_owned() });
+            }
         }
     }
 
-    /// Sends a message. A supervisor that does not read is no reason to stop serving.
-    fn tell(&self, message: &ToSupervisor) {
-        if let Err(error) = self.channel.send(message, &[]) {
-            eprintln!("underpass worker: the supervisor could not be told: {error}");
+    /// Carries out the change that has come, the whole of it between two events.
+    fn change(&mut self) -> Result<(), String> {
+        let steps = std::mem::take(&mut self.control.steps);
+        let mut descriptors = std::mem::take(&mut self.control.descriptors);
+        for step in steps {
+            match step {
+                Step::RemoveListener { number } => self.remove_listener(number)?,
+                step => apply(&mut self.core, &mut self.connections, step, &mut descriptors)?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes what waits in a listener's queue, then closes it.
+    fn remove_listener(&mut self, number: u16) -> Result<(), String> {
+        let found = self.core.listeners.get(usize::from(number));
+        if found.is_none_or(|listener| listener.presence != Presence::Present) {
+            return Err(format!("listener {number} does not exist"));
+        }
+        self.accept_all(usize::from(number));
+        self.core.close_listener(number);
+        self.core.remove_listener(number);
+        Ok(())
+    }
+
+    /// Says something to the supervisor; what it does not take now it is told later.
+    fn tell(&mut self, message: ToSupervisor) {
+        self.control.unsent.push_back(message);
+        self.control.flush();
+    }
+
+    /// Tells the supervisor what this worker is done with, and what it could not be told before.
+    pub(super) fn report(&mut self) {
+        if !self.core.finished.is_empty() {
+            let finished = std::mem::take(&mut self.core.finished);
+            self.control.unsent.push_back(ToSupervisor::Finished(finished));
+        }
+        if !self.control.unsent.is_empty() {
+            self.control.flush();
         }
     }
 }
 
-/// Takes one piece of state.
+/// Takes one step of a change.
 ///
 /// # Errors
-/// A sentence that says what is wrong with it; nothing was changed then.
-pub(super) fn apply(core: &mut Core, message: ToWorker, descriptors: Vec<OwnedFd>) -> Result<(), String> {
-    match message {
-        ToWorker::AddCluster(cluster) => add_cluster(core, cluster),
-        ToWorker::AddBackend { cluster, backend } => add_backend(core, &cluster, &backend),
-        ToWorker::AddRoute(route) => {
-            let cluster = route.cluster.as_deref().ok_or_else(|| "a route without a cluster".to_owned())?;
-            let cluster = cluster_number(core, cluster)?;
-            let table = if route.sni.is_some() { &mut core.server_names } else { &mut core.routes };
-            table.add(&route, Destination { cluster: Some(cluster), allow_connect: route.allow_connect })
-        }
-        ToWorker::AddListener(listener) => add_listener(core, listener, descriptors),
-        ToWorker::Hello { .. } | ToWorker::Run | ToWorker::SetRedirect { .. } | ToWorker::Drain { .. } => {
-            Err("a message came out of its turn".to_owned())
-        }
-    }
-}
-
-fn add_cluster(core: &mut Core, mut configured: state::Cluster) -> Result<(), String> {
-    let number = u32::try_from(core.clusters.len()).map_err(|_| "too many clusters".to_owned())?;
-    if core.cluster_numbers.contains_key(&configured.name) {
-        return Err(format!("cluster \"{}\" is there already", configured.name));
-    }
-    let backends = std::mem::take(&mut configured.backends);
-    let name = configured.name.clone();
-    let balancer = Balancer::new(&configured, core.random.next());
-    core.clusters.push(Cluster { configured, balancer, upstreams: Vec::new() });
-    core.cluster_numbers.insert(name.clone(), number);
-    backends.iter().try_for_each(|backend| add_backend(core, &name, backend))
-}
-
-fn add_backend(core: &mut Core, cluster: &str, backend: &state::Backend) -> Result<(), String> {
-    let cluster = cluster_number(core, cluster)? as usize;
-    let number = u32::try_from(core.upstreams.len()).map_err(|_| "too many backends".to_owned())?;
-    let idle = Vec::with_capacity(core.settings.limits.backend_idle as usize);
-    let text = backend.address.to_string().into_bytes();
-    core.upstreams.push(Upstream {
-        address: backend.address,
-        text,
-        active: 0,
-        latency: Latency::default(),
-        idle,
-    });
-    core.clusters[cluster].upstreams.push(number);
-    core.clusters[cluster].balancer.add(number, backend, 0, core.now.ms);
-    Ok(())
-}
-
-fn add_listener(
+/// A sentence that says what is wrong with it. The supervisor has checked the change before, so the two disagree about what
+/// this worker is.
+pub(super) fn apply(
     core: &mut Core,
-    configured: state::Listener,
-    descriptors: Vec<OwnedFd>,
+    connections: &mut Connections,
+    step: Step,
+    descriptors: &mut VecDeque<OwnedFd>,
 ) -> Result<(), String> {
-    let name = configured.name.clone();
-    let fault = |what: String| format!("listener \"{name}\": {what}");
-    let Ok([descriptor]) = <[OwnedFd; 1]>::try_from(descriptors) else {
-        return Err(fault("its message must carry one socket".to_owned()));
-    };
-    let default_cluster = match &configured.default_cluster {
-        Some(cluster) => Some(cluster_number(core, cluster)?),
-        None => None,
-    };
-    let socket = std::net::TcpListener::from(descriptor);
-    let port = socket.local_addr().map_err(|error| fault(error.to_string()))?.port();
-    socket.set_nonblocking(true).map_err(|error| fault(error.to_string()))?;
-    // Accepted sockets inherit it (tcp(7)): heads and small bodies go out at once.
-    socket2::SockRef::from(&socket).set_tcp_nodelay(true).map_err(|error| fault(error.to_string()))?;
-    let mut socket = TcpListener::from_std(socket);
-    let key = core.listeners.len();
-    if key > usize::from(u16::MAX) {
-        return Err(fault("there are too many listeners".to_owned()));
+    match step {
+        Step::Settings(settings) => {
+            core.change_settings(*settings);
+            Ok(())
+        }
+        Step::AddCluster { number, cluster } => core.add_cluster(number, cluster),
+        Step::ChangeCluster { number, cluster } => core.change_cluster(number, cluster),
+        Step::RemoveCluster { number } => core.remove_cluster(number),
+        Step::AddBackend { number, cluster, backend } => core.add_backend(number, cluster, backend),
+        Step::ChangeBackend { number, backend } => core.change_backend(number, backend),
+        Step::RemoveBackend { number } => core.remove_backend(connections, number),
+        Step::PutRoute { cluster, route } => core.put_route(&route, cluster),
+        Step::RemoveRoute { route } => {
+            core.remove_route(&route);
+            Ok(())
+        }
+        Step::AddListener { number, default_cluster, listener } => {
+            let socket = descriptors.pop_front();
+            let socket = socket.ok_or_else(|| format!("listener {number} came without its socket"))?;
+            core.add_listener(number, default_cluster, listener, socket)
+        }
+        Step::ChangeListener { number, default_cluster, listener } => {
+            core.change_listener(number, default_cluster, listener)
+        }
+        Step::RemoveListener { number } => Err(format!("listener {number} was removed before the start")),
     }
-    core.registry
-        .register(&mut socket, token(Kind::Listener, key, 0), Interest::READABLE)
-        .map_err(|error| fault(error.to_string()))?;
-    let scope = core.routes.hold_listener(&name);
-    let names_scope = core.server_names.hold_listener(&name);
-    let port = port.to_string().into_bytes();
-    // Whatever came before the registration is looked for in the first turn.
-    core.listeners.push(Listening {
-        socket: Some(socket),
-        configured,
-        scope,
-        names_scope,
-        default_cluster,
-        port,
-        pending: true,
-    });
-    Ok(())
-}
-
-fn cluster_number(core: &Core, name: &str) -> Result<u32, String> {
-    core.cluster_numbers.get(name).copied().ok_or_else(|| format!("cluster \"{name}\" does not exist"))
 }

@@ -1,6 +1,6 @@
 //! What all sessions of a worker share: pools, tables, counters, the clock of the turn.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::net::SocketAddr;
 
 use mio::Registry;
@@ -13,7 +13,7 @@ use super::wheel::Wheel;
 use crate::balance::{Balancer, Latency};
 use crate::forward::{BufferPool, PipePool, Policy, Redirector, Tools, TrailerLimits};
 use crate::http1::{Edit, Fields, Limits, Reason};
-use crate::ipc::RedirectScope;
+use crate::ipc::Finished;
 use crate::metrics::{Block, Counter, Peer};
 use crate::route::Table;
 
@@ -26,9 +26,24 @@ pub(super) struct Now {
     pub(super) us: u64,
 }
 
+/// What has become of something that the supervisor has given a number.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Presence {
+    /// Nothing has this number.
+    #[default]
+    Vacant,
+    /// It is part of the configuration.
+    Present,
+    /// It was removed, and is still used by what is under way.
+    Leaving,
+}
+
 /// A listening socket of this worker.
 pub(super) struct Listening {
-    /// None once the worker drains.
+    pub(super) presence: Presence,
+    /// Connections that came in by it.
+    pub(super) sessions: u32,
+    /// None once the worker drains, or the listener is removed.
     pub(super) socket: Option<TcpListener>,
     pub(super) configured: state::Listener,
     /// Number of its own routes in the table.
@@ -44,6 +59,9 @@ pub(super) struct Listening {
 
 /// A cluster with the numbers of its backends.
 pub(super) struct Cluster {
+    pub(super) presence: Presence,
+    /// Requests and connections that were led to it and have not ended.
+    pub(super) active: u32,
     pub(super) configured: state::Cluster,
     pub(super) balancer: Balancer,
     /// Indices into [`Core::upstreams`].
@@ -52,6 +70,10 @@ pub(super) struct Cluster {
 
 /// A backend, with its pool of idle connections.
 pub(super) struct Upstream {
+    pub(super) presence: Presence,
+    /// Number of its cluster.
+    pub(super) cluster: u32,
+    pub(super) configured: state::Backend,
     pub(super) address: SocketAddr,
     /// Its address as text.
     pub(super) text: Vec<u8>,
@@ -86,7 +108,6 @@ pub(super) struct Core {
     pub(super) server_names: Table,
     pub(super) listeners: Vec<Listening>,
     pub(super) clusters: Vec<Cluster>,
-    pub(super) cluster_numbers: HashMap<String, u32>,
     pub(super) upstreams: Vec<Upstream>,
     pub(super) random: Random,
     pub(super) log: AccessLog,
@@ -97,6 +118,10 @@ pub(super) struct Core {
     /// Connections registered so far: each has its number, so that an event for one before it is known as such.
     generations: u32,
     pub(super) draining: bool,
+    /// The revision of the configuration.
+    pub(super) revision: u64,
+    /// What the supervisor must be told about.
+    pub(super) finished: Finished,
     /// The last accept failed for want of something other than connections.
     pub(super) accept_failed: bool,
 }
@@ -139,7 +164,6 @@ impl Core {
             server_names: Table::default(),
             listeners: Vec::new(),
             clusters: Vec::new(),
-            cluster_numbers: HashMap::new(),
             upstreams: Vec::new(),
             random: Random::new(seed),
             log,
@@ -147,6 +171,8 @@ impl Core {
             waiting: VecDeque::with_capacity(sessions),
             generations: 0,
             draining: false,
+            revision: 0,
+            finished: Finished::default(),
             accept_failed: false,
             settings,
         }
@@ -198,30 +224,5 @@ impl Core {
             .redirect
             .or(self.listeners[usize::from(listener)].configured.redirect)
             .unwrap_or(self.settings.redirect)
-    }
-
-    /// Changes a redirect mode for the bodies to come.
-    ///
-    /// # Errors
-    /// A sentence that says what is not there.
-    pub(super) fn set_redirect(
-        &mut self,
-        scope: &RedirectScope,
-        mode: Option<RedirectMode>,
-    ) -> Result<(), String> {
-        match scope {
-            RedirectScope::Process => self.settings.redirect = mode.unwrap_or_default(),
-            RedirectScope::Listener(name) => {
-                let listener = self.listeners.iter_mut().find(|listener| listener.configured.name == *name);
-                listener.ok_or_else(|| format!("listener \"{name}\" does not exist"))?.configured.redirect =
-                    mode;
-            }
-            RedirectScope::Cluster(name) => {
-                let number = self.cluster_numbers.get(name);
-                let number = *number.ok_or_else(|| format!("cluster \"{name}\" does not exist"))?;
-                self.clusters[number as usize].configured.redirect = mode;
-            }
-        }
-        Ok(())
     }
 }

@@ -11,6 +11,7 @@ use underpass_command::state::{AtLimit, Protocol, ProxyProtocol};
 use underpass_loader::{WorkerSlot, WorkerState, monotonic_ns};
 
 use super::connection::{self, CONTROL, Connections, REDIRECT};
+use super::control::Control;
 use super::core::Core;
 use super::session::{BUFFERS_PER_TUNNEL, Ending, OVERFLOW, Phase, Session, Step};
 use crate::forward::{Endpoint, Redirector};
@@ -59,7 +60,7 @@ pub struct Worker {
     pub(super) core: Core,
     pub(super) sessions: Slab<Session>,
     pub(super) connections: Connections,
-    pub(super) channel: Channel,
+    pub(super) control: Control,
     pub(super) slot: Option<WorkerSlot>,
     pub(super) began: Instant,
     pub(super) drain_deadline_ms: Option<u64>,
@@ -75,17 +76,23 @@ pub struct Worker {
 
 impl Worker {
     /// Puts a worker together; [`Self::run`] makes it work.
-    pub(super) fn new(core: Core, poll: Poll, channel: Channel, slot: Option<WorkerSlot>) -> Self {
+    pub(super) fn new(
+        core: Core,
+        connections: Connections,
+        poll: Poll,
+        channel: Channel,
+        slot: Option<WorkerSlot>,
+    ) -> Self {
         let limits = &core.settings.limits;
         let sessions = limits.connections as usize + OVERFLOW;
         Self {
             sessions: Slab::with_capacity(sessions),
-            connections: Slab::with_capacity(connection::most(&core.settings)),
+            connections,
             expired: Vec::with_capacity(sessions),
             woken: Vec::with_capacity(sessions.max(limits.redirect_flows as usize) + EVENTS),
             looked_ms: 0,
             core,
-            channel,
+            control: Control::new(channel),
             slot,
             began: Instant::now(),
             drain_deadline_ms: None,
@@ -113,11 +120,15 @@ impl Worker {
                 count += 1;
             }
             self.core.metrics.add(Counter::LoopEvents, count);
+            if self.control.pending {
+                self.control();
+            }
             self.look_after_redirections();
             self.run_queued();
             self.accept_pending();
             self.expire();
             self.run_waiting();
+            self.report();
             if let Some(ended) = self.drained() {
                 self.end_turn();
                 self.core.log.close(&self.core.metrics);
@@ -129,7 +140,7 @@ impl Worker {
 
     fn timeout(&self) -> Option<Duration> {
         let core = &self.core;
-        if !core.runnable.is_empty() {
+        if !core.runnable.is_empty() || self.control.pending {
             return Some(Duration::ZERO);
         }
         let mut wait = core.wheel.wait_ms(core.now.ms);
@@ -138,7 +149,7 @@ impl Worker {
         if acceptable && !core.accept_failed {
             return Some(Duration::ZERO); // a batch was full
         }
-        if acceptable || core.log.is_blocked() {
+        if acceptable || core.log.is_blocked() || self.control.is_blocked() {
             at_most(RETRY_MS);
         }
         if core.redirector.as_ref().is_some_and(Redirector::is_waiting) {
@@ -174,7 +185,7 @@ impl Worker {
 
     fn handle(&mut self, event: &Event) {
         if event.token() == CONTROL {
-            self.control();
+            self.control.pending = true; // looked at in its place in the turn
             return;
         }
         if event.token() == REDIRECT {
@@ -350,6 +361,7 @@ impl Worker {
         if session.overflow {
             self.overflow -= 1;
         }
+        self.core.leave_listener(session.listener);
         if how == Step::Reset || cut {
             session.client.reset_on_close();
         }
@@ -421,6 +433,7 @@ impl Worker {
         let mut session = Session::new(Endpoint::new(stream, false, true), listener, protocol, peer);
         session.generation = generation;
         entry.insert(session);
+        self.core.enter_listener(listener);
         let counters = self.core.metrics.listener(u32::from(listener));
         counters.add(ListenerCounter::Connections, 1);
         counters.gauge(ListenerCounter::ConnectionsActive, true);
@@ -456,6 +469,17 @@ impl Worker {
         }
     }
 
+    /// Accepts what waits at a listener that is about to close.
+    pub(super) fn accept_all(&mut self, index: usize) {
+        self.core.listeners[index].pending = true;
+        // More than an accept queue can hold need not be tried.
+        for _ in 0..=self.core.settings.limits.backlog as usize / ACCEPT_BATCH {
+            if self.may_accept(index) {
+                self.accept(index);
+            }
+        }
+    }
+
     /// Whether connections may wait at a listener and there is room for them, or a refusal.
     fn may_accept(&self, index: usize) -> bool {
         let listener = &self.core.listeners[index];
@@ -473,21 +497,10 @@ impl Worker {
             slot.set_state(WorkerState::Draining);
         }
         for index in 0..self.core.listeners.len() {
-            self.core.listeners[index].pending = true;
-            // More than an accept queue can hold need not be tried.
-            for _ in 0..=self.core.settings.limits.backlog as usize / ACCEPT_BATCH {
-                if self.may_accept(index) {
-                    self.accept(index);
-                }
-            }
-            self.core.listeners[index].pending = false;
+            self.accept_all(index);
         }
-        for listener in &mut self.core.listeners {
-            if let Some(mut socket) = listener.socket.take() {
-                // While the supervisor holds the socket too, closing ours would leave it in epoll. It lets go as well, and
-                // then what connects is refused by the kernel, or goes to a worker that still accepts.
-                let _ = self.core.registry.deregister(&mut socket);
-            }
+        for number in 0..self.core.listeners.len() {
+            self.core.close_listener(u16::try_from(number).unwrap_or(u16::MAX));
         }
         let idle: Vec<usize> =
             self.connections.iter().filter(|(_, c)| c.session.is_none()).map(|(k, _)| k).collect();
@@ -538,6 +551,11 @@ impl Worker {
         }
         debug_assert!(self.connections.is_empty(), "connections to backends");
         debug_assert!(core.upstreams.iter().all(|upstream| upstream.active == 0), "requests under way");
+        debug_assert!(core.clusters.iter().all(|cluster| cluster.active == 0), "requests led to clusters");
+        debug_assert!(
+            core.listeners.iter().all(|listener| listener.sessions == 0),
+            "connections of listeners"
+        );
         debug_assert_eq!(self.overflow, 0, "connections beyond the limit");
         debug_assert!(core.waiting.is_empty(), "tunnels that wait for buffers");
     }

@@ -62,24 +62,6 @@ impl Timing {
     }
 }
 
-impl Core {
-    /// A backend has one request or tunnel more under way.
-    #[inline]
-    pub(super) fn take_backend(&mut self, upstream: u32) {
-        let backend = &mut self.upstreams[upstream as usize];
-        backend.active += 1;
-        self.metrics.backend(upstream).set(BackendCounter::Active, u64::from(backend.active));
-    }
-
-    /// A request or tunnel on a backend has ended.
-    #[inline]
-    pub(super) fn leave_backend(&mut self, upstream: u32) {
-        let backend = &mut self.upstreams[upstream as usize];
-        backend.active -= 1;
-        self.metrics.backend(upstream).set(BackendCounter::Active, u64::from(backend.active));
-    }
-}
-
 impl Worker {
     /// A connection to the backend was begun.
     pub(super) fn note_connect_begun(&mut self, key: usize) {

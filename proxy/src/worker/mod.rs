@@ -20,6 +20,7 @@ mod request;
 mod response;
 mod session;
 mod start;
+mod tables;
 mod tcp;
 mod trace;
 mod tunnel;

@@ -175,7 +175,8 @@ impl Worker {
             Err(reason) => return self.refuse(key, reason),
         };
         debug_assert!(allow_connect || head.method != Method::Connect);
-        exchange.cluster = cluster;
+        core.enter_cluster(cluster);
+        exchange.cluster = Some(cluster);
         exchange.mode = core.redirect_mode(session.listener, cluster);
         let largest = core.settings.limits.request_body_size_max;
         let refusal = match head.framing {
@@ -200,7 +201,8 @@ impl Worker {
         if let Some(failed) = exchange.upstream.take() {
             core.leave_backend(failed);
         }
-        let cluster = &mut core.clusters[exchange.cluster as usize];
+        let Some(number) = exchange.cluster else { return self.refuse(key, Reason::BackendMissing) };
+        let cluster = &mut core.clusters[number as usize];
         let tried = &exchange.tried[..usize::from(exchange.attempts)];
         let wanted = Wanted { tried, now_ms: core.now.ms, ..Wanted::default() };
         let view = Upstreams { list: &core.upstreams, now_us: core.now.us };
@@ -210,7 +212,7 @@ impl Worker {
         exchange.upstream = Some(upstream);
         exchange.tried[usize::from(exchange.attempts)] = upstream;
         exchange.attempts += 1;
-        core.take_backend(upstream);
+        core.enter_backend(upstream);
         // A retry and a tunnel want a connection that is surely fresh.
         let fresh_only = tcp || exchange.attempts > 1 || exchange.head.method == Method::Connect;
         while !fresh_only && let Some(connection) = connection::reuse(core, connections, upstream, key) {
@@ -287,7 +289,8 @@ impl Worker {
         self.close_backend(key);
         let session = &self.sessions[key];
         let exchange = &session.exchange;
-        let others = self.core.clusters[exchange.cluster as usize].upstreams.len() > 1;
+        let cluster = exchange.cluster.map(|cluster| &self.core.clusters[cluster as usize]);
+        let others = cluster.is_some_and(|cluster| cluster.upstreams.len() > 1);
         let unsent = session.is_tcp() || self.is_held(key);
         if others && usize::from(exchange.attempts) < ATTEMPTS_MAX && unsent {
             return self.dispatch(key, false);

@@ -318,7 +318,9 @@ impl Worker {
                 && exchange.response_keep_alive
                 && session.phase != Phase::Tunnel
                 // It has told this client's address.
-                && core.clusters[exchange.cluster as usize].configured.send_proxy == SendProxy::Off;
+                && exchange.cluster.is_none_or(|cluster| {
+                    core.clusters[cluster as usize].configured.send_proxy == SendProxy::Off
+                });
             if reusable {
                 connection::retire(core, connections, connection);
             } else {
@@ -339,10 +341,6 @@ impl Worker {
         if session.protocol == Protocol::Http {
             core.gauge(Counter::RequestsActive, false);
         }
-        let upstream = exchange.upstream.take();
-        if let Some(upstream) = upstream {
-            core.leave_backend(upstream);
-        }
         let micros = core.now.us.saturating_sub(session.first_byte_us);
         if exchange.status != 0 {
             core.count(Counter::Requests);
@@ -355,6 +353,7 @@ impl Worker {
             });
             core.metrics.latency(micros);
         }
+        let upstream = exchange.upstream.take();
         count_exchange(core, session, upstream, micros);
         if core.log.is_enabled() {
             let backend = upstream.map_or(&b""[..], |upstream| &core.upstreams[upstream as usize].text);
@@ -365,6 +364,13 @@ impl Worker {
                 .map_or(&b""[..], |number| core.clusters[number as usize].configured.name.as_bytes());
             let names = Names { listener, cluster, backend };
             core.log.write(key, session, &names, micros, &core.metrics);
+        }
+        // Last, because what was removed meanwhile is gone now.
+        if let Some(upstream) = upstream {
+            core.leave_backend(upstream);
+        }
+        if let Some(cluster) = session.exchange.cluster.take() {
+            core.leave_cluster(cluster);
         }
     }
 }

@@ -18,8 +18,6 @@ pub(super) const BUFFERS_PER_REQUEST: u32 = 4;
 pub(super) const BUFFERS_PER_TUNNEL: u32 = 2;
 /// Backends tried for one request before the client is told.
 pub(super) const ATTEMPTS_MAX: usize = 3;
-/// No cluster has this number.
-const NO_CLUSTER: u32 = u32::MAX;
 /// Sessions beyond the limit of connections, which only tell a client that it came too late.
 pub(super) const OVERFLOW: usize = 128;
 
@@ -210,8 +208,8 @@ pub(super) struct Exchange {
     pub(super) head: RequestHead,
     /// Where the request's head begins in the client's buffer, while it is held.
     pub(super) head_start: usize,
-    /// [`NO_CLUSTER`] before a route was found.
-    pub(super) cluster: u32,
+    /// The cluster that it was led to, which counts it.
+    pub(super) cluster: Option<u32>,
     /// Index of the backend; `None` before one was chosen.
     pub(super) upstream: Option<u32>,
     pub(super) id: RequestName,
@@ -277,7 +275,7 @@ impl Exchange {
             active: false,
             head,
             head_start: 0,
-            cluster: NO_CLUSTER,
+            cluster: None,
             upstream: None,
             id: RequestName::none(),
             trace: Trace::none(),
@@ -315,7 +313,7 @@ impl Exchange {
     /// The number of the cluster that it was routed to.
     #[inline]
     pub(super) fn routed_to(&self) -> Option<u32> {
-        (self.cluster != NO_CLUSTER).then_some(self.cluster)
+        self.cluster
     }
 
     /// Enters that writing to the backend has failed. `EPIPE` is what is left of a connection whose end was seen in order.

@@ -1,5 +1,6 @@
 //! How a worker comes to be: the supervisor's first messages, the core it is pinned to, the privileges it gives up.
 
+use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, FromRawFd, OwnedFd};
 use std::process::ExitCode;
@@ -12,7 +13,7 @@ use underpass_command::state::Settings;
 use underpass_loader::{REDIRECT_DESCRIPTORS, WorkerSlot};
 
 use super::CONTROL_FD;
-use super::connection::{CONTROL, REDIRECT};
+use super::connection::{CONTROL, Connections, REDIRECT, most};
 use super::control::apply;
 use super::core::Core;
 use super::event_loop::{Ended, Worker};
@@ -96,12 +97,19 @@ fn start(control: OwnedFd, confinement: Confinement) -> anyhow::Result<Worker> {
     }
     let mut core = Core::new(registry, *settings, metrics, log, seed);
     core.redirector = redirector;
+    let mut connections = Connections::with_capacity(most(&core.settings));
     loop {
         match next(&channel)? {
             (ToWorker::Run, _) => break,
-            (message, descriptors) => {
-                apply(&mut core, message, descriptors).map_err(|reason| anyhow!(reason))?;
+            (ToWorker::Change { revision, steps, .. }, descriptors) => {
+                core.revision = revision;
+                let mut descriptors = VecDeque::from(descriptors);
+                for step in steps {
+                    let applied = apply(&mut core, &mut connections, step, &mut descriptors);
+                    applied.map_err(|reason| anyhow!(reason))?;
+                }
             }
+            _ => bail!("a message from the supervisor came out of its turn"),
         }
     }
     if confinement == Confinement::Full {
@@ -112,7 +120,7 @@ fn start(control: OwnedFd, confinement: Confinement) -> anyhow::Result<Worker> {
         slot.start(generation, overload(&core.settings));
     }
     channel = tell_running(channel)?;
-    Ok(Worker::new(core, poll, channel, slot))
+    Ok(Worker::new(core, connections, poll, channel, slot))
 }
 
 /// Steering looks for another worker a little before this one must refuse.

@@ -10,7 +10,8 @@ impl Worker {
     /// The cluster of a TCP connection is known.
     pub(super) fn choose_backend(&mut self, key: usize, cluster: u32) -> Step {
         let session = &mut self.sessions[key];
-        session.exchange.cluster = cluster;
+        self.core.enter_cluster(cluster);
+        session.exchange.cluster = Some(cluster);
         session.exchange.mode = self.core.redirect_mode(session.listener, cluster);
         self.dispatch(key, false)
     }

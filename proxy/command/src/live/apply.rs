@@ -33,6 +33,31 @@ impl Touched {
         self.settings.as_ref().map(|(_, step)| *step)
     }
 
+    /// The settings as they were before, if the change touched them.
+    pub fn settings_before(&self) -> Option<&Settings> {
+        self.settings.as_ref().map(|(before, _)| before)
+    }
+
+    /// The step that touched a cluster's own settings last.
+    pub fn cluster(&self, name: &str) -> Option<usize> {
+        self.clusters.get(name).map(|(_, step)| *step)
+    }
+
+    /// The step that touched a backend last.
+    pub fn backend(&self, cluster: &str, address: SocketAddr) -> Option<usize> {
+        self.backends.get(cluster)?.get(&address).map(|(_, step)| *step)
+    }
+
+    /// The step that touched a route last.
+    pub fn route(&self, key: &RouteKey) -> Option<usize> {
+        self.routes.get(key).map(|(_, step)| *step)
+    }
+
+    /// Backends of one cluster by address, each with the last step that touched it.
+    pub fn backends_of(&self, cluster: &str) -> impl Iterator<Item = (SocketAddr, usize)> {
+        self.backends.get(cluster).into_iter().flatten().map(|(address, (_, step))| (*address, *step))
+    }
+
     /// Listeners, each with the last step that touched it.
     pub fn listeners(&self) -> impl Iterator<Item = (&str, usize)> {
         self.listeners.iter().map(|(name, (_, step))| (name.as_str(), *step))

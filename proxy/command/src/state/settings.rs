@@ -19,6 +19,8 @@ pub struct Settings {
     pub admin_socket: PathBuf,
     /// Ids of the users that may call the admin API beside root and the user whose process it is.
     pub admin_uids: Vec<u32>,
+    /// File in which every change is kept, and from which the proxy starts again.
+    pub saved_state: Option<PathBuf>,
     /// How bodies are forwarded where neither listener nor cluster says otherwise.
     pub redirect: RedirectMode,
     /// How new connections are steered to workers.
@@ -44,6 +46,7 @@ impl Default for Settings {
             user: "nobody".into(),
             admin_socket: PathBuf::from("/run/underpass/admin.sock"),
             admin_uids: Vec::new(),
+            saved_state: None,
             redirect: RedirectMode::Auto,
             steering: SteeringPolicy::Cpu,
             splice_size_min: 32 * 1024,

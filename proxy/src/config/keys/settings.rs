@@ -62,6 +62,21 @@ pub(in crate::config) static ROOT: &[Key<Settings>] = &[
             },
         },
     },
+    Key {
+        name: "saved_state",
+        doc: "File in which every change of the running configuration is kept. When the proxy starts and the file is there, \
+              the configuration is taken from it, but for what only a start can settle; `underpass reload` makes it what the \
+              configuration file says.",
+        need: Need::Optional("/var/lib/underpass/state.json"),
+        access: Access::Text {
+            syntax: Syntax::File,
+            get: |settings| settings.saved_state.as_ref().and_then(|path| path.to_str().map(str::to_owned)),
+            set: |settings, text| {
+                settings.saved_state = Some(PathBuf::from(text));
+                Ok(())
+            },
+        },
+    },
     choice!(
         "redirect",
         redirect,

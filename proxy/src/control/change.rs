@@ -1,0 +1,574 @@
+//! A change of the configuration: checked, applied, brought to every worker, answered when all have it.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use tokio::time::Instant;
+use underpass_command::api::{
+    ChangeRequest, Changed, ErrorBody, EventKind, RedirectChange, RedirectScope, RedirectStatus,
+    SteeringChange, SteeringStatus,
+};
+use underpass_command::live::{Operation, OperationError};
+use underpass_command::state::Cluster;
+
+use super::commands::{Failure, Reply, redirect_status};
+use super::link::{Letter, Told};
+use super::numbers::Drained;
+use super::sockets::{self, ListenerSockets};
+use super::supervisor::Supervisor;
+use crate::config;
+use crate::ipc::{Finished, STEP_SIZE_MAX, Step, pieces};
+
+/// Until all workers must have carried out a change.
+const COMMAND_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Who waits for a change, and for what.
+#[derive(Debug)]
+pub(super) enum Answer {
+    Changed(Reply<Changed>),
+    Redirect(Reply<RedirectStatus>),
+    Steering(Reply<SteeringStatus>),
+}
+
+/// A change that not every worker has carried out yet.
+#[derive(Debug)]
+pub(super) struct Pending {
+    id: u64,
+    waiting: BTreeSet<usize>,
+    errors: Vec<String>,
+    pub(super) deadline: Instant,
+    answer: Answer,
+    changed: Changed,
+    /// Of listeners that were removed: closed when the workers have accepted what waited there.
+    _sockets: Vec<ListenerSockets>,
+}
+
+impl Supervisor {
+    /// Carries out a change, or refuses it as a whole. It goes out to the workers at once, and is answered when all have it.
+    ///
+    /// From here on it is part of the configuration, so a worker that is started again has it, whatever becomes of those
+    /// that run.
+    pub(super) fn change(&mut self, request: &ChangeRequest, answer: Answer) {
+        let warnings = Vec::new();
+        self.change_with_warnings(request, warnings, answer);
+    }
+
+    pub(super) fn change_with_warnings(
+        &mut self,
+        request: &ChangeRequest,
+        warnings: Vec<String>,
+        answer: Answer,
+    ) {
+        match self.try_change(request) {
+            Ok(mut changed) => {
+                changed.warnings.splice(0..0, warnings);
+                if changed.dry_run || changed.effects.is_empty() {
+                    self.answer(answer, Ok(changed));
+                } else {
+                    self.propagate(changed, answer);
+                }
+            }
+            Err(failure) => self.answer(answer, Err(failure)),
+        }
+    }
+
+    /// Makes a change part of the configuration, with what it needs from the machine.
+    fn try_change(&mut self, request: &ChangeRequest) -> Result<Changed, Failure> {
+        if self.is_draining() {
+            return Err(Failure::new(503, "the proxy is draining", "start it again, then change it"));
+        }
+        let revision = self.configuration.revision();
+        if let Some(expected) = request.if_revision.filter(|expected| *expected != revision) {
+            let text = format!("the configuration has revision {revision}, not {expected}");
+            let remedy = "look at what has changed, and send the change for the revision that there is";
+            let mut failure = Failure::new(412, text, remedy);
+            failure.body.revision = Some(revision);
+            return Err(failure);
+        }
+        if let Some(index) = self.workers.iter().position(|worker| worker.is_behind()) {
+            let text = format!("worker {index} does not keep up with the changes before this one");
+            return Err(Failure::new(503, text, "try again in a moment"));
+        }
+        let mut applied = self.configuration.apply(&request.operations).map_err(refused)?;
+        let problems = config::check_change(&self.configuration, &applied.touched);
+        let mut errors = problems.errors;
+        errors.extend(too_large(&applied.effects));
+        if !errors.is_empty() {
+            self.configuration.revert(applied);
+            return Err(refused(errors));
+        }
+        let changed = Changed {
+            revision: self.configuration.revision(),
+            effects: std::mem::take(&mut applied.effects),
+            warnings: problems.warnings,
+            dry_run: request.dry_run,
+        };
+        if request.dry_run {
+            self.configuration.revert(applied);
+        } else if let Err(failure) = self.acquire(&changed.effects) {
+            self.configuration.revert(applied);
+            return Err(failure);
+        }
+        Ok(changed)
+    }
+
+    /// Gets what a change needs from the machine: the sockets of new listeners, another steering policy.
+    fn acquire(&mut self, effects: &[Operation]) -> Result<(), Failure> {
+        let mut removed = Vec::new();
+        let mut added = Vec::new();
+        let mut steering = None;
+        for effect in effects {
+            match effect {
+                Operation::AddListener { listener } => added.push(listener.clone()),
+                Operation::RemoveListener { name } => removed.extend(self.sockets.remove(name)),
+                Operation::ChangeSettings { settings } => steering = Some(settings.steering),
+                _ => {}
+            }
+        }
+        let backlog = self.configuration.settings().limits.backlog;
+        // One that takes the place of another takes its sockets too: what waits there is not lost.
+        let mut handed_on = Vec::new();
+        added.retain(|listener| match removed.iter().find(|old| old.address == listener.address) {
+            Some(old) => {
+                handed_on.push(ListenerSockets { name: listener.name.clone(), ..old.clone() });
+                false
+            }
+            None => true,
+        });
+        let opened = match sockets::open(&added, self.workers.len(), backlog) {
+            Ok(opened) => opened,
+            Err(error) => {
+                self.sockets.extend(removed.into_iter().map(|sockets| (sockets.name.clone(), sockets)));
+                return Err(Failure::new(409, error.to_string(), "nothing was changed"));
+            }
+        };
+        if let Some(policy) = steering.filter(|policy| *policy != self.steering.policy())
+            && let Err(failure) = self.steering.set_policy(policy)
+        {
+            self.sockets.extend(removed.into_iter().map(|sockets| (sockets.name.clone(), sockets)));
+            return Err(failure);
+        }
+        for sockets in &removed {
+            self.steering.detach(sockets);
+        }
+        self.removed_sockets = removed;
+        for sockets in opened.into_iter().chain(handed_on) {
+            tracing::info!("listener \"{}\": listening on {}", sockets.name, sockets.address);
+            self.steering.attach(&sockets);
+            self.sockets.insert(sockets.name.clone(), sockets);
+        }
+        Ok(())
+    }
+
+    /// Sends a change to every worker.
+    fn propagate(&mut self, changed: Changed, answer: Answer) {
+        self.next_command += 1;
+        let id = self.next_command;
+        let running: BTreeSet<usize> =
+            (0..self.workers.len()).filter(|index| self.workers[*index].link.is_some()).collect();
+        let steps = self.steps(&changed, &running);
+        let pieces = pieces(id, changed.revision, &steps);
+        if let Some(store) = &mut self.store {
+            store.append(changed.revision, &changed.effects, &self.configuration);
+        }
+        let mut pending = Pending {
+            id,
+            waiting: BTreeSet::new(),
+            errors: Vec::new(),
+            deadline: Instant::now() + COMMAND_TIMEOUT,
+            answer,
+            changed,
+            _sockets: std::mem::take(&mut self.removed_sockets),
+        };
+        for (index, worker) in self.workers.iter().enumerate() {
+            let Some(link) = &worker.link else { continue };
+            let letters = pieces.iter().map(|(message, range)| Letter {
+                message: message.clone(),
+                descriptors: self.sockets_of(&steps[range.clone()], index),
+            });
+            match link.tell(letters.collect()) {
+                Told::Queued => {
+                    pending.waiting.insert(index);
+                }
+                Told::Stuck => {
+                    // It would never have this change: its successor will.
+                    pending.errors.push(format!("worker {index} does not take its commands"));
+                    link.kill();
+                }
+                // Its successor starts with the new configuration.
+                Told::Ended => {}
+            }
+        }
+        self.pending.push_back(pending);
+        self.answer_pending();
+    }
+
+    /// The sockets that a worker needs for the listeners among these steps.
+    fn sockets_of(&self, steps: &[Step], worker: usize) -> Vec<std::sync::Arc<std::os::fd::OwnedFd>> {
+        let added = steps.iter().filter_map(|step| match step {
+            Step::AddListener { listener, .. } => self.sockets.get(&listener.name),
+            _ => None,
+        });
+        added.filter_map(|sockets| sockets.sockets.get(worker).cloned().flatten()).collect()
+    }
+
+    /// The steps of a change, with the numbers of what it is about.
+    fn steps(&mut self, changed: &Changed, running: &BTreeSet<usize>) -> Vec<Step> {
+        let mut steps = Vec::with_capacity(changed.effects.len());
+        for effect in &changed.effects {
+            self.add_steps(effect, changed.revision, running, &mut steps);
+        }
+        steps
+    }
+
+    fn add_steps(
+        &mut self,
+        effect: &Operation,
+        revision: u64,
+        running: &BTreeSet<usize>,
+        steps: &mut Vec<Step>,
+    ) {
+        let registry = &mut self.registry;
+        let cluster_of = |registry: &super::numbers::Registry, name: Option<&str>| registry.cluster(name?);
+        match effect {
+            Operation::ChangeSettings { settings } => steps.push(Step::Settings(settings.clone())),
+            Operation::AddCluster { cluster } => {
+                let number = registry.add_cluster(&cluster.name);
+                let own = Cluster { backends: Vec::new(), ..cluster.clone() };
+                steps.push(Step::AddCluster { number, cluster: own });
+                for backend in &cluster.backends {
+                    self.add_backend_steps(&cluster.name, backend, revision, running, steps);
+                }
+            }
+            Operation::ChangeCluster { cluster } => {
+                if let Some(number) = registry.cluster(&cluster.name) {
+                    steps.push(Step::ChangeCluster { number, cluster: cluster.clone() });
+                }
+            }
+            Operation::RemoveCluster { name } => {
+                for address in registry.backends_of(name) {
+                    let number = registry.remove_backend(name, address, running);
+                    steps.extend(number.map(|number| Step::RemoveBackend { number }));
+                }
+                let number = registry.remove_cluster(name, running);
+                steps.extend(number.map(|number| Step::RemoveCluster { number }));
+            }
+            Operation::AddBackend { cluster, backend } => {
+                self.add_backend_steps(cluster, backend, revision, running, steps);
+            }
+            Operation::ChangeBackend { cluster, backend } => {
+                registry.set_drain(cluster, backend.address, backend.drain, revision, running);
+                if let Some(number) = registry.backend(cluster, backend.address) {
+                    steps.push(Step::ChangeBackend { number, backend: backend.clone() });
+                }
+            }
+            Operation::RemoveBackend { cluster, address } => {
+                let number = registry.remove_backend(cluster, *address, running);
+                steps.extend(number.map(|number| Step::RemoveBackend { number }));
+            }
+            Operation::AddListener { listener } => {
+                let number = registry.add_listener(&listener.name);
+                let default_cluster = cluster_of(registry, listener.default_cluster.as_deref());
+                steps.push(Step::AddListener { number, default_cluster, listener: listener.clone() });
+                self.clear_listener_counters(number);
+            }
+            Operation::ChangeListener { listener } => {
+                let default_cluster = cluster_of(registry, listener.default_cluster.as_deref());
+                if let Some(number) = registry.listener(&listener.name) {
+                    let listener = listener.clone();
+                    steps.push(Step::ChangeListener { number, default_cluster, listener });
+                }
+            }
+            Operation::RemoveListener { name } => {
+                let number = registry.remove_listener(name, running);
+                steps.extend(number.map(|number| Step::RemoveListener { number }));
+            }
+            Operation::AddRoute { route } | Operation::ChangeRoute { route } => {
+                let cluster = cluster_of(registry, route.cluster());
+                steps.push(Step::PutRoute { cluster, route: route.clone() });
+            }
+            Operation::RemoveRoute { route } => steps.push(Step::RemoveRoute { route: route.clone() }),
+        }
+    }
+
+    fn add_backend_steps(
+        &mut self,
+        cluster: &str,
+        backend: &underpass_command::state::Backend,
+        revision: u64,
+        running: &BTreeSet<usize>,
+        steps: &mut Vec<Step>,
+    ) {
+        let number = self.registry.add_backend(cluster, backend.address);
+        self.registry.set_drain(cluster, backend.address, backend.drain, revision, running);
+        let Some(cluster) = self.registry.cluster(cluster) else { return };
+        steps.push(Step::AddBackend { number, cluster, backend: backend.clone() });
+    }
+
+    /// The whole configuration, as a worker takes it when it starts.
+    pub(super) fn start_steps(&mut self) -> Vec<Step> {
+        let mut steps = Vec::new();
+        let number_of = |name: &str| self.registry.cluster(name);
+        for (name, entry) in self.configuration.clusters() {
+            let Some(number) = number_of(name) else { continue };
+            steps.push(Step::AddCluster { number, cluster: entry.own().clone() });
+            for (address, backend) in entry.backends() {
+                if let Some(backend_number) = self.registry.backend(name, *address) {
+                    let backend = backend.clone();
+                    steps.push(Step::AddBackend { number: backend_number, cluster: number, backend });
+                }
+            }
+        }
+        for route in self.configuration.routes().values() {
+            let cluster = route.cluster().and_then(number_of);
+            steps.push(Step::PutRoute { cluster, route: Box::new(route.clone()) });
+        }
+        for (name, listener) in self.configuration.listeners() {
+            let Some(number) = self.registry.listener(name) else { continue };
+            let default_cluster = listener.default_cluster.as_deref().and_then(number_of);
+            steps.push(Step::AddListener { number, default_cluster, listener: listener.clone() });
+        }
+        steps
+    }
+
+    /// The start of a worker: the whole configuration in letters.
+    pub(super) fn configuration_letters(&mut self, worker: usize) -> Vec<Letter> {
+        let steps = self.start_steps();
+        let pieces = pieces(0, self.configuration.revision(), &steps);
+        let letters = pieces.into_iter().map(|(message, range)| Letter {
+            message,
+            descriptors: self.sockets_of(&steps[range], worker),
+        });
+        letters.collect()
+    }
+
+    /// Gives numbers to everything that is configured at start.
+    pub(super) fn number_everything(&mut self) {
+        let none = BTreeSet::new();
+        let mut steps = Vec::new();
+        let clusters: Vec<Operation> = self
+            .configuration
+            .clusters()
+            .values()
+            .map(|entry| Operation::AddCluster { cluster: entry.whole() })
+            .collect();
+        let listeners = self.configuration.listeners().values();
+        let listeners: Vec<Operation> =
+            listeners.map(|listener| Operation::AddListener { listener: listener.clone() }).collect();
+        for operation in clusters.iter().chain(&listeners) {
+            self.add_steps(operation, self.configuration.revision(), &none, &mut steps);
+        }
+    }
+
+    // What workers say.
+
+    /// Notes that a worker has carried out a change, or has not.
+    pub(super) fn change_done(&mut self, worker: usize, id: u64, error: Option<String>) {
+        if let Some(pending) = self.pending.iter_mut().find(|pending| pending.id == id)
+            && pending.waiting.remove(&worker)
+            && let Some(error) = &error
+        {
+            pending.errors.push(format!("worker {worker}: {error}"));
+        }
+        if let Some(error) = error {
+            // It is not what it is taken for. Its successor starts with the whole configuration.
+            tracing::error!(worker, "a change was not carried out: {error}; the worker is started again");
+            self.kill_worker(worker);
+        }
+        self.answer_pending();
+    }
+
+    /// Notes that a worker process has ended: it has nothing left to answer, its successor starts with the new
+    /// configuration.
+    pub(super) fn changes_void(&mut self, worker: usize) {
+        for pending in &mut self.pending {
+            pending.waiting.remove(&worker);
+        }
+        self.registry.ended(worker);
+        self.tell_drained();
+        self.answer_pending();
+    }
+
+    /// Notes what a worker is done with.
+    pub(super) fn finished(&mut self, worker: usize, finished: &Finished) {
+        self.registry.finished(worker, finished);
+        self.tell_drained();
+    }
+
+    /// Tells what all workers are done with.
+    pub(super) fn tell_drained(&mut self) {
+        for drained in self.registry.take_drained() {
+            self.events.tell(match drained {
+                Drained::Backend { cluster, address } => {
+                    tracing::info!("cluster \"{cluster}\": backend {address} is drained");
+                    EventKind::BackendDrained { cluster, backend: address }
+                }
+                Drained::Listener(listener) => {
+                    tracing::info!("listener \"{listener}\" is drained");
+                    EventKind::ListenerDrained { listener }
+                }
+            });
+        }
+    }
+
+    // Answers.
+
+    /// Answers the changes that are complete or late.
+    pub(super) fn answer_pending(&mut self) {
+        let now = Instant::now();
+        let complete = |pending: &Pending| pending.waiting.is_empty() || pending.deadline <= now;
+        // Workers carry changes out in their order, so the first is complete first, unless one of its workers hangs.
+        let mut index = 0;
+        while index < self.pending.len() {
+            if !complete(&self.pending[index]) {
+                index += 1;
+                continue;
+            }
+            let Some(pending) = self.pending.remove(index) else { return };
+            let (revision, operations) = (pending.changed.revision, pending.changed.effects.len());
+            let outcome = outcome(&pending.waiting, &pending.errors, revision);
+            if pending.waiting.is_empty() {
+                self.events.tell(EventKind::Changed { revision, operations });
+            }
+            self.answer(pending.answer, outcome.map(|()| pending.changed));
+        }
+    }
+
+    fn answer(&self, answer: Answer, outcome: Result<Changed, Failure>) {
+        // The caller may have gone; nobody else wants the answer.
+        match answer {
+            Answer::Changed(reply) => drop(reply.send(outcome)),
+            Answer::Redirect(reply) => {
+                drop(reply.send(outcome.map(|_| redirect_status(&self.configuration))));
+            }
+            Answer::Steering(reply) => drop(reply.send(outcome.map(|_| self.steering.status()))),
+        }
+    }
+
+    // Changes that have a document of their own.
+
+    /// Changes a redirect mode.
+    pub(super) fn set_redirect(&mut self, change: &RedirectChange, reply: Reply<RedirectStatus>) {
+        match self.redirect_operation(change) {
+            Ok(operation) => {
+                let request = ChangeRequest { operations: vec![operation], ..ChangeRequest::default() };
+                self.change(&request, Answer::Redirect(reply));
+            }
+            Err(failure) => drop(reply.send(Err(failure))),
+        }
+    }
+
+    fn redirect_operation(&self, change: &RedirectChange) -> Result<Operation, Failure> {
+        let unknown = |kind: &str, name: &str, known: &mut dyn Iterator<Item = &String>| {
+            let known: Vec<String> = known.take(20).map(|name| format!("\"{name}\"")).collect();
+            let remedy = format!("use one of: {}", known.join(", "));
+            Failure::new(404, format!("there is no {kind} \"{name}\""), remedy)
+        };
+        match &change.scope {
+            RedirectScope::Process => {
+                let mode = change.mode.ok_or_else(|| {
+                    let remedy = "give a mode, or the listener or cluster that is to inherit";
+                    Failure::new(400, "the process has nothing to inherit a redirect mode from", remedy)
+                })?;
+                let mut settings = self.configuration.settings().clone();
+                settings.redirect = mode;
+                Ok(Operation::ChangeSettings { settings: Box::new(settings) })
+            }
+            RedirectScope::Listener(name) => {
+                let known = self.configuration.listeners();
+                let mut listener =
+                    known.get(name).cloned().ok_or_else(|| unknown("listener", name, &mut known.keys()))?;
+                listener.redirect = change.mode;
+                Ok(Operation::ChangeListener { listener })
+            }
+            RedirectScope::Cluster(name) => {
+                let known = self.configuration.clusters();
+                let entry = known.get(name).ok_or_else(|| unknown("cluster", name, &mut known.keys()))?;
+                let cluster = Cluster { redirect: change.mode, ..entry.own().clone() };
+                Ok(Operation::ChangeCluster { cluster })
+            }
+        }
+    }
+
+    /// Changes the steering policy.
+    pub(super) fn set_steering(&mut self, change: SteeringChange, reply: Reply<SteeringStatus>) {
+        let mut settings = self.configuration.settings().clone();
+        settings.steering = change.policy;
+        let operations = vec![Operation::ChangeSettings { settings: Box::new(settings) }];
+        self.change(&ChangeRequest { operations, ..ChangeRequest::default() }, Answer::Steering(reply));
+    }
+}
+
+fn refused(errors: Vec<OperationError>) -> Failure {
+    let first = errors.first().map_or_else(String::new, ToString::to_string);
+    let error = match errors.len() {
+        1 => first,
+        count => format!("{count} faults; the first: {first}"),
+    };
+    let remedy = Some("nothing was changed; mend what is named, and send the whole change again".into());
+    let body = ErrorBody { error, remedy, operations: errors, ..ErrorBody::default() };
+    Failure { status: 422, body }
+}
+
+/// What would not fit into a message to the workers.
+fn too_large(effects: &[Operation]) -> Vec<OperationError> {
+    let too_large = effects.iter().filter_map(|effect| {
+        // A cluster goes without its backends, which have bounds of their own.
+        let size = match effect {
+            Operation::AddCluster { cluster } => {
+                serde_json::to_vec(&Cluster { backends: Vec::new(), ..cluster.clone() })
+            }
+            other => serde_json::to_vec(other),
+        };
+        let size = size.map_or(usize::MAX, |text| text.len());
+        (size > STEP_SIZE_MAX).then(|| OperationError {
+            step: None,
+            what: effect.to_string(),
+            reason: format!("{size} bytes as JSON, above {STEP_SIZE_MAX}"),
+            remedy: "make it smaller".to_owned(),
+        })
+    });
+    too_large.collect()
+}
+
+fn outcome(waiting: &BTreeSet<usize>, errors: &[String], revision: u64) -> Result<(), Failure> {
+    let fail = |status, text, remedy: &str| {
+        let mut failure = Failure::new(status, text, remedy);
+        failure.body.revision = Some(revision);
+        Err(failure)
+    };
+    if !errors.is_empty() {
+        let text = format!("not every worker has carried out the change: {}", errors.join("; "));
+        return fail(500, text, "those are started again, with the whole configuration");
+    }
+    if !waiting.is_empty() {
+        let late: Vec<String> = waiting.iter().map(ToString::to_string).collect();
+        let seconds = COMMAND_TIMEOUT.as_secs();
+        let text = format!("no answer within {seconds} s from worker {}", late.join(", "));
+        return fail(504, text, "the change takes effect there as soon as it is read");
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_late_and_the_failing_worker_are_named() {
+        let none = BTreeSet::new();
+        assert_eq!(outcome(&none, &[], 1), Ok(()));
+        let late = outcome(&BTreeSet::from([1, 3]), &[], 1).expect_err("late");
+        assert_eq!((late.status, late.body.error.as_str()), (504, "no answer within 5 s from worker 1, 3"));
+        let failed = outcome(&none, &["worker 2: no pipes".into()], 1).expect_err("failed");
+        assert!(failed.status == 500 && failed.body.error.contains("worker 2: no pipes"), "{failed:?}");
+    }
+
+    #[test]
+    fn what_does_not_fit_into_a_message_is_refused() {
+        let cluster = |name: String| Operation::ChangeCluster { cluster: Cluster::new(name) };
+        assert_eq!(too_large(&[cluster("app".into())]), []);
+        let errors = too_large(&[cluster("a".repeat(STEP_SIZE_MAX))]);
+        assert!(errors.len() == 1 && errors[0].reason.contains("above"), "{}", errors[0].reason);
+    }
+}

@@ -1,0 +1,310 @@
+//! The numbers of listeners, clusters and backends, and who still uses those that were removed.
+//!
+//! A number is the index of a table in every worker, and of the counters that they share. So it is given out again only
+//! when every worker has said that nothing of it is left; a worker that has ended uses nothing.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap, HashMap};
+use std::net::SocketAddr;
+
+use crate::ipc::Finished;
+
+/// Gives out the smallest number that is free.
+#[derive(Debug, Default)]
+struct Numbers {
+    free: BinaryHeap<Reverse<u32>>,
+    /// All below have been given out once.
+    next: u32,
+}
+
+impl Numbers {
+    fn take(&mut self) -> u32 {
+        if let Some(Reverse(number)) = self.free.pop() {
+            return number;
+        }
+        self.next += 1;
+        self.next - 1
+    }
+
+    fn give_back(&mut self, number: u32) {
+        self.free.push(Reverse(number));
+    }
+}
+
+/// A cluster's number and those of its backends.
+#[derive(Debug, Default)]
+struct ClusterNumbers {
+    number: u32,
+    backends: HashMap<SocketAddr, u32>,
+}
+
+/// Who must still be heard of before something is done with.
+type Waiting = BTreeSet<usize>;
+
+/// A backend that is to have no request.
+#[derive(Debug)]
+struct Leaving {
+    cluster: String,
+    address: SocketAddr,
+    /// What the workers' reports must be at least as new as.
+    revision: u64,
+    waiting: Waiting,
+    /// Its drain has been told of.
+    told: bool,
+}
+
+/// Something that all workers are done with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Drained {
+    /// A backend that was removed, or put to drain.
+    Backend { cluster: String, address: SocketAddr },
+    /// A listener that was removed.
+    Listener(String),
+}
+
+/// All numbers.
+#[derive(Debug, Default)]
+pub(super) struct Registry {
+    clusters: HashMap<String, ClusterNumbers>,
+    listeners: HashMap<String, u16>,
+    cluster_numbers: Numbers,
+    backend_numbers: Numbers,
+    listener_numbers: Numbers,
+    /// Backends that are configured and drain, by number.
+    draining: BTreeMap<u32, Leaving>,
+    removed_backends: BTreeMap<u32, Leaving>,
+    removed_clusters: BTreeMap<u32, Waiting>,
+    removed_listeners: BTreeMap<u16, (String, Waiting)>,
+}
+
+impl Registry {
+    pub(super) fn add_cluster(&mut self, name: &str) -> u32 {
+        let number = self.cluster_numbers.take();
+        self.clusters.insert(name.to_owned(), ClusterNumbers { number, backends: HashMap::new() });
+        number
+    }
+
+    /// The number of a cluster that is configured.
+    pub(super) fn cluster(&self, name: &str) -> Option<u32> {
+        self.clusters.get(name).map(|cluster| cluster.number)
+    }
+
+    /// How many numbers of backends could be in use at most.
+    pub(super) fn backends_end(&self) -> u32 {
+        self.backend_numbers.next
+    }
+
+    /// How many numbers of clusters could be in use at most.
+    pub(super) fn clusters_end(&self) -> u32 {
+        self.cluster_numbers.next
+    }
+
+    pub(super) fn add_backend(&mut self, cluster: &str, address: SocketAddr) -> u32 {
+        let number = self.backend_numbers.take();
+        if let Some(cluster) = self.clusters.get_mut(cluster) {
+            cluster.backends.insert(address, number);
+        }
+        number
+    }
+
+    /// The number of a backend that is configured.
+    pub(super) fn backend(&self, cluster: &str, address: SocketAddr) -> Option<u32> {
+        self.clusters.get(cluster)?.backends.get(&address).copied()
+    }
+
+    pub(super) fn add_listener(&mut self, name: &str) -> u16 {
+        // There are far fewer listeners, as the configuration is bounded.
+        let number = u16::try_from(self.listener_numbers.take()).unwrap_or(u16::MAX);
+        self.listeners.insert(name.to_owned(), number);
+        number
+    }
+
+    /// The number of a listener that is configured.
+    pub(super) fn listener(&self, name: &str) -> Option<u16> {
+        self.listeners.get(name).copied()
+    }
+
+    /// Whether a backend that is configured drains. `workers` are those that may have requests on it.
+    pub(super) fn set_drain(&mut self, cluster: &str, address: SocketAddr, drain: bool, revision: u64, workers: &Waiting) {
+        let Some(number) = self.backend(cluster, address) else { return };
+        if !drain {
+            self.draining.remove(&number);
+        } else if !self.draining.contains_key(&number) {
+            let leaving = Leaving {
+                cluster: cluster.to_owned(),
+                address,
+                revision,
+                waiting: workers.clone(),
+                told: false,
+            };
+            self.draining.insert(number, leaving);
+        }
+    }
+
+    pub(super) fn remove_backend(&mut self, cluster: &str, address: SocketAddr, workers: &Waiting) -> Option<u32> {
+        let number = self.clusters.get_mut(cluster)?.backends.remove(&address)?;
+        // Once told that it is drained nobody wants to hear it again.
+        let told = self.draining.remove(&number).is_some_and(|leaving| leaving.told);
+        let (cluster, waiting) = (cluster.to_owned(), workers.clone());
+        self.removed_backends.insert(number, Leaving { cluster, address, revision: 0, waiting, told });
+        Some(number)
+    }
+
+    /// The backends of a cluster that is about to be removed.
+    pub(super) fn backends_of(&self, cluster: &str) -> Vec<SocketAddr> {
+        self.clusters.get(cluster).map_or_else(Vec::new, |found| found.backends.keys().copied().collect())
+    }
+
+    pub(super) fn remove_cluster(&mut self, name: &str, workers: &Waiting) -> Option<u32> {
+        let number = self.clusters.remove(name)?.number;
+        self.removed_clusters.insert(number, workers.clone());
+        Some(number)
+    }
+
+    pub(super) fn remove_listener(&mut self, name: &str, workers: &Waiting) -> Option<u16> {
+        let number = self.listeners.remove(name)?;
+        self.removed_listeners.insert(number, (name.to_owned(), workers.clone()));
+        Some(number)
+    }
+
+    /// Enters what a worker is done with.
+    pub(super) fn finished(&mut self, worker: usize, finished: &Finished) {
+        for (number, revision) in &finished.drained {
+            if let Some(leaving) = self.draining.get_mut(number).filter(|leaving| leaving.revision <= *revision) {
+                leaving.waiting.remove(&worker);
+            }
+        }
+        for number in &finished.backends {
+            if let Some(leaving) = self.removed_backends.get_mut(number) {
+                leaving.waiting.remove(&worker);
+            }
+        }
+        for number in &finished.clusters {
+            if let Some(waiting) = self.removed_clusters.get_mut(number) {
+                waiting.remove(&worker);
+            }
+        }
+        for number in &finished.listeners {
+            if let Some((_, waiting)) = self.removed_listeners.get_mut(number) {
+                waiting.remove(&worker);
+            }
+        }
+    }
+
+    /// Enters that a worker has ended: with it everything that it had under way.
+    pub(super) fn ended(&mut self, worker: usize) {
+        let leaving = self.draining.values_mut().chain(self.removed_backends.values_mut());
+        leaving.for_each(|leaving| drop(leaving.waiting.remove(&worker)));
+        self.removed_clusters.values_mut().for_each(|waiting| drop(waiting.remove(&worker)));
+        self.removed_listeners.values_mut().for_each(|(_, waiting)| drop(waiting.remove(&worker)));
+    }
+
+    /// What all workers are done with since this was asked last. The numbers of what was removed are free from here on.
+    pub(super) fn take_drained(&mut self) -> Vec<Drained> {
+        let mut drained = Vec::new();
+        let mut tell = |leaving: &mut Leaving| {
+            if !std::mem::replace(&mut leaving.told, true) {
+                drained.push(Drained::Backend { cluster: leaving.cluster.clone(), address: leaving.address });
+            }
+        };
+        self.draining.values_mut().filter(|leaving| leaving.waiting.is_empty()).for_each(&mut tell);
+        self.removed_backends.retain(|number, leaving| {
+            let done = leaving.waiting.is_empty();
+            if done {
+                tell(leaving);
+                self.backend_numbers.give_back(*number);
+            }
+            !done
+        });
+        self.removed_clusters.retain(|number, waiting| {
+            if waiting.is_empty() {
+                self.cluster_numbers.give_back(*number);
+            }
+            !waiting.is_empty()
+        });
+        self.removed_listeners.retain(|number, (name, waiting)| {
+            if waiting.is_empty() {
+                drained.push(Drained::Listener(std::mem::take(name)));
+                self.listener_numbers.give_back(u32::from(*number));
+            }
+            !waiting.is_empty()
+        });
+        drained
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn address(port: u16) -> SocketAddr {
+        SocketAddr::from(([127, 0, 0, 1], port))
+    }
+
+    fn backend(port: u16) -> Drained {
+        Drained::Backend { cluster: "app".into(), address: address(port) }
+    }
+
+    /// A registry with cluster "app" (number 0) of two backends (numbers 0 and 1), and two workers.
+    fn registry() -> (Registry, Waiting) {
+        let mut registry = Registry::default();
+        assert_eq!(registry.add_cluster("app"), 0);
+        assert_eq!((registry.add_backend("app", address(1)), registry.add_backend("app", address(2))), (0, 1));
+        (registry, BTreeSet::from([0, 1]))
+    }
+
+    #[test]
+    fn a_number_is_free_when_every_worker_has_said_so() {
+        let (mut registry, workers) = registry();
+        assert_eq!(registry.remove_backend("app", address(1), &workers), Some(0));
+        assert_eq!(registry.add_backend("app", address(3)), 2);
+        let finished = Finished { backends: vec![0], ..Finished::default() };
+        registry.finished(0, &finished);
+        assert_eq!(registry.take_drained(), []);
+        registry.finished(1, &finished);
+        assert_eq!(registry.take_drained(), [backend(1)]);
+        assert_eq!(registry.take_drained(), []);
+        assert_eq!(registry.add_backend("app", address(4)), 0);
+    }
+
+    #[test]
+    fn a_drain_counts_only_reports_that_know_of_it() {
+        let (mut registry, workers) = registry();
+        registry.set_drain("app", address(2), true, 7, &workers);
+        let report = |revision| Finished { drained: vec![(1, revision)], ..Finished::default() };
+        registry.finished(0, &report(7));
+        registry.finished(1, &report(6));
+        assert_eq!(registry.take_drained(), []);
+        // Put back to work before all had finished, and to drain again: all must be heard of again.
+        registry.set_drain("app", address(2), false, 8, &workers);
+        registry.set_drain("app", address(2), true, 9, &workers);
+        registry.finished(1, &report(7));
+        registry.finished(0, &report(9));
+        assert_eq!(registry.take_drained(), []);
+        registry.finished(1, &report(9));
+        assert_eq!(registry.take_drained(), [backend(2)]);
+        // Removing it then tells nothing new, but frees the number.
+        registry.remove_backend("app", address(2), &workers);
+        let finished = Finished { backends: vec![1], ..Finished::default() };
+        registry.finished(0, &finished);
+        registry.finished(1, &finished);
+        assert_eq!(registry.take_drained(), []);
+        assert_eq!(registry.add_backend("app", address(5)), 1);
+    }
+
+    #[test]
+    fn a_worker_that_has_ended_has_finished() {
+        let (mut registry, workers) = registry();
+        registry.add_listener("web");
+        registry.remove_listener("web", &workers);
+        registry.remove_backend("app", address(1), &workers);
+        registry.remove_backend("app", address(2), &workers);
+        registry.remove_cluster("app", &workers);
+        let finished = Finished { backends: vec![0, 1], clusters: vec![0], listeners: vec![0], ..Finished::default() };
+        registry.finished(0, &finished);
+        assert_eq!(registry.take_drained(), []);
+        registry.ended(1);
+        assert_eq!(registry.take_drained(), [backend(1), backend(2), Drained::Listener("web".into())]);
+        assert_eq!((registry.add_cluster("new"), registry.add_listener("new")), (0, 0));
+    }
+}
