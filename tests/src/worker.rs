@@ -11,10 +11,10 @@ use std::thread::{self, JoinHandle};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 
 use underpass::http1::Reason;
-use underpass::ipc::{Channel, ToSupervisor, ToWorker};
+use underpass::ipc::{Channel, Step, ToSupervisor, ToWorker, pieces};
 use underpass::metrics::{Block, Counter, Peer as Side};
 use underpass::worker::{Confinement, Ended, serve};
-use underpass_command::state::{AccessLogFormat, State};
+use underpass_command::state::{AccessLogFormat, Cluster, Listener, Route, State};
 use underpass_loader::RedirectPrograms;
 
 use crate::proxy::Setup;
@@ -79,22 +79,15 @@ impl Worker {
         descriptors.extend(log.as_ref().map(|(_, pipe)| pipe.as_fd()));
         descriptors.extend(redirect.iter().flat_map(RedirectPrograms::descriptors));
         send(&hello, &descriptors);
-        for mut cluster in clusters {
-            let backends = std::mem::take(&mut cluster.backends);
-            let name = cluster.name.clone();
-            send(&ToWorker::AddCluster(cluster), &[]);
-            for backend in backends {
-                send(&ToWorker::AddBackend { cluster: name.clone(), backend }, &[]);
-            }
-        }
-        for route in routes {
-            send(&ToWorker::AddRoute(Box::new(route)), &[]);
-        }
         let [mut listener] = <[_; 1]>::try_from(listeners).expect("one listener");
         let socket = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
         let address = socket.local_addr().expect("the address of a bound socket");
         listener.address = address;
-        send(&ToWorker::AddListener(listener), &[socket.as_fd()]);
+        let steps = steps(clusters, routes, listener);
+        for (message, range) in pieces(0, 1, &steps) {
+            let listens = steps[range].iter().any(|step| matches!(step, Step::AddListener { .. }));
+            send(&message, if listens { &[socket.as_fd()][..] } else { &[] });
+        }
         send(&ToWorker::Run, &[]);
         let worker = Self {
             address,
@@ -237,4 +230,31 @@ fn redirect_programs(flows: u32) -> Option<RedirectPrograms> {
         return None;
     }
     RedirectPrograms::load(flows).inspect_err(|error| eprintln!("no redirection by sockmap: {error}")).ok()
+}
+
+/// The steps that make a configuration: clusters and backends have their numbers in the order they stand in.
+fn steps(clusters: Vec<Cluster>, routes: Vec<Route>, listener: Listener) -> Vec<Step> {
+    let names: Vec<String> = clusters.iter().map(|cluster| cluster.name.clone()).collect();
+    let number_of = |name: &str| {
+        let at = names.iter().position(|known| known == name).expect("the name of a cluster");
+        u32::try_from(at).expect("few clusters")
+    };
+    let mut steps = Vec::new();
+    let mut backend_number = 0;
+    for mut cluster in clusters {
+        let backends = std::mem::take(&mut cluster.backends);
+        let number = number_of(&cluster.name);
+        steps.push(Step::AddCluster { number, cluster });
+        for backend in backends {
+            steps.push(Step::AddBackend { number: backend_number, cluster: number, backend });
+            backend_number += 1;
+        }
+    }
+    for route in routes {
+        let cluster = route.cluster().map(number_of);
+        steps.push(Step::PutRoute { cluster, route: Box::new(route) });
+    }
+    let default_cluster = listener.default_cluster.as_deref().map(number_of);
+    steps.push(Step::AddListener { number: 0, default_cluster, listener });
+    steps
 }

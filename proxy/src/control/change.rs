@@ -16,8 +16,10 @@ use super::link::{Letter, Told};
 use super::numbers::Drained;
 use super::sockets::{self, ListenerSockets};
 use super::supervisor::Supervisor;
+use super::workers::Worker;
 use crate::config;
 use crate::ipc::{Finished, STEP_SIZE_MAX, Step, pieces};
+use crate::metrics::{BackendCounter, ClusterCounter, ListenerCounter};
 
 /// Until all workers must have carried out a change.
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(5);
@@ -85,7 +87,7 @@ impl Supervisor {
             failure.body.revision = Some(revision);
             return Err(failure);
         }
-        if let Some(index) = self.workers.iter().position(|worker| worker.is_behind()) {
+        if let Some(index) = self.workers.iter().position(Worker::is_behind) {
             let text = format!("worker {index} does not keep up with the changes before this one");
             return Err(Failure::new(503, text, "try again in a moment"));
         }
@@ -270,7 +272,6 @@ impl Supervisor {
                 let number = registry.add_listener(&listener.name);
                 let default_cluster = cluster_of(registry, listener.default_cluster.as_deref());
                 steps.push(Step::AddListener { number, default_cluster, listener: listener.clone() });
-                self.clear_listener_counters(number);
             }
             Operation::ChangeListener { listener } => {
                 let default_cluster = cluster_of(registry, listener.default_cluster.as_deref());
@@ -335,10 +336,9 @@ impl Supervisor {
     pub(super) fn configuration_letters(&mut self, worker: usize) -> Vec<Letter> {
         let steps = self.start_steps();
         let pieces = pieces(0, self.configuration.revision(), &steps);
-        let letters = pieces.into_iter().map(|(message, range)| Letter {
-            message,
-            descriptors: self.sockets_of(&steps[range], worker),
-        });
+        let letters = pieces
+            .into_iter()
+            .map(|(message, range)| Letter { message, descriptors: self.sockets_of(&steps[range], worker) });
         letters.collect()
     }
 
@@ -397,7 +397,9 @@ impl Supervisor {
 
     /// Tells what all workers are done with.
     pub(super) fn tell_drained(&mut self) {
-        for drained in self.registry.take_drained() {
+        let (drained, freed) = self.registry.take_drained();
+        self.clear_counters(&freed);
+        for drained in drained {
             self.events.tell(match drained {
                 Drained::Backend { cluster, address } => {
                     tracing::info!("cluster \"{cluster}\": backend {address} is drained");
@@ -408,6 +410,27 @@ impl Supervisor {
                     EventKind::ListenerDrained { listener }
                 }
             });
+        }
+    }
+
+    /// Sets the counters of what is no more to zero, before another gets its number.
+    fn clear_counters(&self, freed: &Finished) {
+        let registry = &self.registry;
+        for block in self.blocks.iter() {
+            let listeners = freed.listeners.iter().try_for_each(|number| {
+                block.clear::<ListenerCounter>(u32::from(*number), |other| registry.is_listener(other))
+            });
+            let mut clusters = freed.clusters.iter();
+            let clusters = clusters.try_for_each(|number| {
+                block.clear::<ClusterCounter>(*number, |other| registry.is_cluster(other))
+            });
+            let mut backends = freed.backends.iter();
+            let backends = backends.try_for_each(|number| {
+                block.clear::<BackendCounter>(*number, |other| registry.is_backend(other))
+            });
+            if let Err(error) = listeners.and(clusters).and(backends) {
+                tracing::warn!("memory of counters is not given back: {error}");
+            }
         }
     }
 

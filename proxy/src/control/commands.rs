@@ -53,6 +53,7 @@ pub(crate) struct Handle {
     events: Events,
 }
 
+#[expect(dead_code, reason = "the admin API's paths for them come next")]
 impl Handle {
     pub(super) fn new(events: Events) -> (Self, mpsc::Receiver<Request>) {
         let (requests, receiver) = mpsc::channel(REQUESTS_MAX);

@@ -65,8 +65,8 @@ pub(crate) use commands::Handle;
 pub use machine::UserError;
 pub(crate) use machine::{allowed_cpus, cpu_table};
 pub use sockets::SocketError;
-pub use store::StoreError;
 pub(crate) use sockets::reachable;
+pub use store::StoreError;
 
 use crate::metrics::{Block, BlockError};
 

@@ -13,21 +13,28 @@ use crate::ipc::Finished;
 #[derive(Debug, Default)]
 struct Numbers {
     free: BinaryHeap<Reverse<u32>>,
-    /// All below have been given out once.
-    next: u32,
+    /// Whether a number is given out; those beyond have never been.
+    taken: Vec<bool>,
 }
 
 impl Numbers {
     fn take(&mut self) -> u32 {
         if let Some(Reverse(number)) = self.free.pop() {
+            self.taken[number as usize] = true;
             return number;
         }
-        self.next += 1;
-        self.next - 1
+        self.taken.push(true);
+        // The configuration has bounds far below.
+        u32::try_from(self.taken.len() - 1).unwrap_or(u32::MAX)
     }
 
     fn give_back(&mut self, number: u32) {
+        self.taken[number as usize] = false;
         self.free.push(Reverse(number));
+    }
+
+    fn is_taken(&self, number: u32) -> bool {
+        self.taken.get(number as usize).is_some_and(|taken| *taken)
     }
 }
 
@@ -89,14 +96,19 @@ impl Registry {
         self.clusters.get(name).map(|cluster| cluster.number)
     }
 
-    /// How many numbers of backends could be in use at most.
-    pub(super) fn backends_end(&self) -> u32 {
-        self.backend_numbers.next
+    /// Whether a number is that of a backend, be it one that was removed and is still in use.
+    pub(super) fn is_backend(&self, number: u32) -> bool {
+        self.backend_numbers.is_taken(number)
     }
 
-    /// How many numbers of clusters could be in use at most.
-    pub(super) fn clusters_end(&self) -> u32 {
-        self.cluster_numbers.next
+    /// The same for clusters.
+    pub(super) fn is_cluster(&self, number: u32) -> bool {
+        self.cluster_numbers.is_taken(number)
+    }
+
+    /// The same for listeners.
+    pub(super) fn is_listener(&self, number: u32) -> bool {
+        self.listener_numbers.is_taken(number)
     }
 
     pub(super) fn add_backend(&mut self, cluster: &str, address: SocketAddr) -> u32 {
@@ -125,23 +137,34 @@ impl Registry {
     }
 
     /// Whether a backend that is configured drains. `workers` are those that may have requests on it.
-    pub(super) fn set_drain(&mut self, cluster: &str, address: SocketAddr, drain: bool, revision: u64, workers: &Waiting) {
+    pub(super) fn set_drain(
+        &mut self,
+        cluster: &str,
+        address: SocketAddr,
+        drain: bool,
+        revision: u64,
+        workers: &Waiting,
+    ) {
         let Some(number) = self.backend(cluster, address) else { return };
         if !drain {
             self.draining.remove(&number);
-        } else if !self.draining.contains_key(&number) {
-            let leaving = Leaving {
+        } else {
+            self.draining.entry(number).or_insert_with(|| Leaving {
                 cluster: cluster.to_owned(),
                 address,
                 revision,
                 waiting: workers.clone(),
                 told: false,
-            };
-            self.draining.insert(number, leaving);
+            });
         }
     }
 
-    pub(super) fn remove_backend(&mut self, cluster: &str, address: SocketAddr, workers: &Waiting) -> Option<u32> {
+    pub(super) fn remove_backend(
+        &mut self,
+        cluster: &str,
+        address: SocketAddr,
+        workers: &Waiting,
+    ) -> Option<u32> {
         let number = self.clusters.get_mut(cluster)?.backends.remove(&address)?;
         // Once told that it is drained nobody wants to hear it again.
         let told = self.draining.remove(&number).is_some_and(|leaving| leaving.told);
@@ -170,7 +193,9 @@ impl Registry {
     /// Enters what a worker is done with.
     pub(super) fn finished(&mut self, worker: usize, finished: &Finished) {
         for (number, revision) in &finished.drained {
-            if let Some(leaving) = self.draining.get_mut(number).filter(|leaving| leaving.revision <= *revision) {
+            if let Some(leaving) =
+                self.draining.get_mut(number).filter(|leaving| leaving.revision <= *revision)
+            {
                 leaving.waiting.remove(&worker);
             }
         }
@@ -194,13 +219,17 @@ impl Registry {
     /// Enters that a worker has ended: with it everything that it had under way.
     pub(super) fn ended(&mut self, worker: usize) {
         let leaving = self.draining.values_mut().chain(self.removed_backends.values_mut());
-        leaving.for_each(|leaving| drop(leaving.waiting.remove(&worker)));
-        self.removed_clusters.values_mut().for_each(|waiting| drop(waiting.remove(&worker)));
-        self.removed_listeners.values_mut().for_each(|(_, waiting)| drop(waiting.remove(&worker)));
+        let backends = leaving.map(|leaving| &mut leaving.waiting);
+        let listeners = self.removed_listeners.values_mut().map(|(_, waiting)| waiting);
+        for waiting in backends.chain(self.removed_clusters.values_mut()).chain(listeners) {
+            waiting.remove(&worker);
+        }
     }
 
-    /// What all workers are done with since this was asked last. The numbers of what was removed are free from here on.
-    pub(super) fn take_drained(&mut self) -> Vec<Drained> {
+    /// What all workers are done with since this was asked last. The numbers of what was removed are free from here on: they
+    /// are the second part.
+    pub(super) fn take_drained(&mut self) -> (Vec<Drained>, Finished) {
+        let mut freed = Finished::default();
         let mut drained = Vec::new();
         let mut tell = |leaving: &mut Leaving| {
             if !std::mem::replace(&mut leaving.told, true) {
@@ -213,12 +242,14 @@ impl Registry {
             if done {
                 tell(leaving);
                 self.backend_numbers.give_back(*number);
+                freed.backends.push(*number);
             }
             !done
         });
         self.removed_clusters.retain(|number, waiting| {
             if waiting.is_empty() {
                 self.cluster_numbers.give_back(*number);
+                freed.clusters.push(*number);
             }
             !waiting.is_empty()
         });
@@ -226,10 +257,11 @@ impl Registry {
             if waiting.is_empty() {
                 drained.push(Drained::Listener(std::mem::take(name)));
                 self.listener_numbers.give_back(u32::from(*number));
+                freed.listeners.push(*number);
             }
             !waiting.is_empty()
         });
-        drained
+        (drained, freed)
     }
 }
 
@@ -249,7 +281,10 @@ mod tests {
     fn registry() -> (Registry, Waiting) {
         let mut registry = Registry::default();
         assert_eq!(registry.add_cluster("app"), 0);
-        assert_eq!((registry.add_backend("app", address(1)), registry.add_backend("app", address(2))), (0, 1));
+        assert_eq!(
+            (registry.add_backend("app", address(1)), registry.add_backend("app", address(2))),
+            (0, 1)
+        );
         (registry, BTreeSet::from([0, 1]))
     }
 
@@ -260,10 +295,10 @@ mod tests {
         assert_eq!(registry.add_backend("app", address(3)), 2);
         let finished = Finished { backends: vec![0], ..Finished::default() };
         registry.finished(0, &finished);
-        assert_eq!(registry.take_drained(), []);
+        assert_eq!(registry.take_drained().0, []);
         registry.finished(1, &finished);
-        assert_eq!(registry.take_drained(), [backend(1)]);
-        assert_eq!(registry.take_drained(), []);
+        assert_eq!(registry.take_drained().0, [backend(1)]);
+        assert_eq!(registry.take_drained().0, []);
         assert_eq!(registry.add_backend("app", address(4)), 0);
     }
 
@@ -274,21 +309,21 @@ mod tests {
         let report = |revision| Finished { drained: vec![(1, revision)], ..Finished::default() };
         registry.finished(0, &report(7));
         registry.finished(1, &report(6));
-        assert_eq!(registry.take_drained(), []);
+        assert_eq!(registry.take_drained().0, []);
         // Put back to work before all had finished, and to drain again: all must be heard of again.
         registry.set_drain("app", address(2), false, 8, &workers);
         registry.set_drain("app", address(2), true, 9, &workers);
         registry.finished(1, &report(7));
         registry.finished(0, &report(9));
-        assert_eq!(registry.take_drained(), []);
+        assert_eq!(registry.take_drained().0, []);
         registry.finished(1, &report(9));
-        assert_eq!(registry.take_drained(), [backend(2)]);
+        assert_eq!(registry.take_drained().0, [backend(2)]);
         // Removing it then tells nothing new, but frees the number.
         registry.remove_backend("app", address(2), &workers);
         let finished = Finished { backends: vec![1], ..Finished::default() };
         registry.finished(0, &finished);
         registry.finished(1, &finished);
-        assert_eq!(registry.take_drained(), []);
+        assert_eq!(registry.take_drained().0, []);
         assert_eq!(registry.add_backend("app", address(5)), 1);
     }
 
@@ -300,11 +335,12 @@ mod tests {
         registry.remove_backend("app", address(1), &workers);
         registry.remove_backend("app", address(2), &workers);
         registry.remove_cluster("app", &workers);
-        let finished = Finished { backends: vec![0, 1], clusters: vec![0], listeners: vec![0], ..Finished::default() };
+        let finished =
+            Finished { backends: vec![0, 1], clusters: vec![0], listeners: vec![0], ..Finished::default() };
         registry.finished(0, &finished);
-        assert_eq!(registry.take_drained(), []);
+        assert_eq!(registry.take_drained().0, []);
         registry.ended(1);
-        assert_eq!(registry.take_drained(), [backend(1), backend(2), Drained::Listener("web".into())]);
+        assert_eq!(registry.take_drained().0, [backend(1), backend(2), Drained::Listener("web".into())]);
         assert_eq!((registry.add_cluster("new"), registry.add_listener("new")), (0, 0));
     }
 }

@@ -47,9 +47,8 @@ impl Supervisor {
         let Some(path) = &self.options.file else {
             return Err(Failure::new(409, "the proxy was started without a file", "send a change instead"));
         };
-        let (mut state, warnings) = config::load_with_warnings(path).map_err(|errors| {
-            Failure::new(422, errors.to_string(), "nothing was changed; mend the file")
-        })?;
+        let (mut state, warnings) = config::load_with_warnings(path)
+            .map_err(|errors| Failure::new(422, errors.to_string(), "nothing was changed; mend the file"))?;
         let mut warnings: Vec<String> = warnings.iter().map(ToString::to_string).collect();
         let running = self.configuration.settings();
         let settled = state.settings.clone();

@@ -55,29 +55,32 @@ impl Supervisor {
             uptime_ms: u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX),
             generation: self.generation,
             draining: self.is_draining(),
-            admin_socket: self.state.settings.admin_socket.clone(),
+            admin_socket: self.configuration.settings().admin_socket.clone(),
             workers,
             listeners: self
-                .state
-                .listeners
-                .iter()
+                .configuration
+                .listeners()
+                .values()
                 .map(|listener| ListenerStatus {
                     name: listener.name.clone(),
                     protocol: listener.protocol,
-                    address: listener.address,
+                    address: self
+                        .sockets
+                        .get(&listener.name)
+                        .map_or(listener.address, |opened| opened.address),
                 })
                 .collect(),
             clusters: self
-                .state
-                .clusters
-                .iter()
-                .map(|cluster| ClusterStatus {
-                    name: cluster.name.clone(),
-                    backends: cluster.backends.iter().map(|backend| backend.address).collect(),
+                .configuration
+                .clusters()
+                .values()
+                .map(|entry| ClusterStatus {
+                    name: entry.own().name.clone(),
+                    backends: entry.backends().keys().copied().collect(),
                 })
                 .collect(),
             steering: self.steering.status(),
-            redirect: redirect_status(&self.state),
+            redirect: redirect_status(&self.configuration),
             sockmap: self.redirection.status(),
             probes: self.steering.probes().to_vec(),
             access_log_lost_bytes: self.access_log.as_ref().map_or(0, AccessLog::lost_bytes),

@@ -29,7 +29,9 @@ enum Problem {
     System(#[from] io::Error),
     #[error("it is not understood: {0}; move it away to start from the configuration file")]
     Document(serde_json::Error),
-    #[error("line {line} of its journal is not understood: {error}; move both away to start from the configuration file")]
+    #[error(
+        "line {line} of its journal is not understood: {error}; move both away to start from the configuration file"
+    )]
     Journal { line: usize, error: String },
     #[error("it does not fit together: {0}; move it away to start from the configuration file")]
     Content(String),

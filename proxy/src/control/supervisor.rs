@@ -4,7 +4,6 @@ use std::collections::{BTreeMap, VecDeque};
 use std::future::pending;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io;
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -58,7 +57,7 @@ pub(super) struct Supervisor {
     pub(super) registry: Registry,
     pub(super) store: Option<Store>,
     pub(super) events: Events,
-    options: Options,
+    pub(super) options: Options,
     phase: Phase,
     /// The same for those who watch from another thread.
     draining: Arc<AtomicBool>,
@@ -451,7 +450,9 @@ fn configuration(state: State) -> Result<(Configuration, Option<Store>), Control
         None => configuration,
         Some(saved) => {
             let (path, revision) = (path.display(), saved.revision());
-            tracing::info!("configuration: revision {revision}, saved in {path}; `underpass reload` takes the file");
+            tracing::info!(
+                "configuration: revision {revision}, saved in {path}; `underpass reload` takes the file"
+            );
             let mut state = saved.state();
             crate::config::keep_settled(&mut state.settings, &settings);
             let refused = crate::config::validate(&state).into_iter();
@@ -460,9 +461,8 @@ fn configuration(state: State) -> Result<(Configuration, Option<Store>), Control
                 let text = format!("{problem}; in {path}, move it away to start from the configuration file");
                 return Err(ControlError::Configuration(text));
             }
-            let mut again = Configuration::new(state).map_err(|_| {
-                ControlError::Configuration(format!("{path} does not fit together"))
-            })?;
+            let mut again = Configuration::new(state)
+                .map_err(|_| ControlError::Configuration(format!("{path} does not fit together")))?;
             again.set_revision(revision);
             again
         }

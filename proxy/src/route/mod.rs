@@ -148,8 +148,8 @@ struct HostRegex {
 #[derive(Debug, Default)]
 struct Listener {
     routes: usize,
-    /// Somebody looks routes up for it.
-    held: bool,
+    /// How many look routes up for it: its successor of the same name may be there while it is still in use.
+    held: u32,
 }
 
 /// The routing table of a worker.
@@ -212,17 +212,18 @@ impl Table {
         removed
     }
 
-    /// The number under which a listener's routes are looked up, which stays until [`Self::release_listener`].
+    /// The number under which a listener's routes are looked up, which stays until [`Self::release_listener`] has been
+    /// called as often as this.
     pub fn hold_listener(&mut self, listener: &str) -> u32 {
         let number = self.number_of(listener);
-        self.listeners[number as usize].held = true;
+        self.listeners[number as usize].held += 1;
         number
     }
 
     /// Nobody looks up routes for this listener any more.
     pub fn release_listener(&mut self, listener: &str) {
         if let Some(number) = self.numbers.get(listener) {
-            self.listeners[*number as usize].held = false;
+            self.listeners[*number as usize].held -= 1;
             self.forget_if_unused(listener);
         }
     }

@@ -43,6 +43,11 @@ impl Touched {
         self.clusters.get(name).map(|(_, step)| *step)
     }
 
+    /// The step that touched a listener last.
+    pub fn listener(&self, name: &str) -> Option<usize> {
+        self.listeners.get(name).map(|(_, step)| *step)
+    }
+
     /// The step that touched a backend last.
     pub fn backend(&self, cluster: &str, address: SocketAddr) -> Option<usize> {
         self.backends.get(cluster)?.get(&address).map(|(_, step)| *step)

@@ -100,14 +100,10 @@ impl Part {
 
 fn whole_state(configuration: &Configuration, touched: &Touched) -> Part {
     let mut part = Part { state: configuration.state(), ..Part::default() };
-    let step_of = |steps: &mut dyn Iterator<Item = (&str, usize)>, name: &str| {
-        steps.find(|(touched, _)| *touched == name).map(|(_, step)| step)
-    };
     let listeners = &part.state.listeners;
-    part.listeners =
-        listeners.iter().map(|listener| step_of(&mut touched.listeners(), &listener.name)).collect();
+    part.listeners = listeners.iter().map(|listener| touched.listener(&listener.name)).collect();
     let clusters = &part.state.clusters;
-    part.clusters = clusters.iter().map(|cluster| step_of(&mut touched.clusters(), &cluster.name)).collect();
+    part.clusters = clusters.iter().map(|cluster| touched.cluster(&cluster.name)).collect();
     for cluster in clusters {
         let step = |address| touched.backend(&cluster.name, address);
         part.backends.push(cluster.backends.iter().map(|backend| step(backend.address)).collect());
