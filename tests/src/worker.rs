@@ -85,8 +85,9 @@ impl Worker {
         listener.address = address;
         let steps = steps(clusters, routes, listener);
         for (message, range) in pieces(0, 1, &steps) {
-            let listens = steps[range].iter().any(|step| matches!(step, Step::AddListener { .. }));
-            send(&message, if listens { &[socket.as_fd()][..] } else { &[] });
+            let mut added = steps[range].iter().filter(|step| matches!(step, Step::AddListener { .. }));
+            let descriptors: Vec<_> = added.next().map(|_| socket.as_fd()).into_iter().collect();
+            send(&message, &descriptors);
         }
         send(&ToWorker::Run, &[]);
         let worker = Self {

@@ -80,14 +80,24 @@ fn settings() -> impl Strategy<Value = Settings> {
         ("[a-z_][a-z0-9_-]{0,20}|", "/[^\\p{Cc}/]{1,20}", "[a-zA-Z0-9.!#$%&'*+^_`|~-]{1,20}(:[0-9]{1,4})?|");
     let modes = (select(RedirectMode::ALL), select(SteeringPolicy::ALL));
     let sizes = (0..=(1_u64 << 40), 0..=(1_u64 << 40));
-    let process = (0..=1024_u16, vec(0..u32::MAX, 0..4));
+    let saved_state = option::of("[^\\p{Cc}]{0,40}[^\\p{Cc}/]");
+    let process = (0..=1024_u16, vec(0..u32::MAX, 0..4), saved_state);
     (process, names, modes, sizes, log(), limits(), timeouts()).prop_map(
-        |((workers, admin_uids), (user, socket, via), (redirect, steering), sizes, log, limits, timeouts)| {
+        |(
+            (workers, admin_uids, saved_state),
+            (user, socket, via),
+            (redirect, steering),
+            sizes,
+            log,
+            limits,
+            timeouts,
+        )| {
             Settings {
                 workers,
                 user,
                 admin_socket: socket.into(),
                 admin_uids,
+                saved_state: saved_state.map(PathBuf::from),
                 redirect,
                 steering,
                 splice_size_min: sizes.0,
