@@ -20,7 +20,10 @@ pub(super) fn start(file: &Path) -> Result<(), Failure> {
         tracing::warn!("{warning}");
     }
     choose_socket(&mut state);
-    control::run(state, control::Options::default()).map_err(Failure::runtime)
+    // For `underpass reload`, from whatever folder.
+    let file = std::path::absolute(file).map_err(Failure::runtime)?;
+    let options = control::Options { file: Some(file), ..control::Options::default() };
+    control::run(state, options).map_err(Failure::runtime)
 }
 
 pub(super) fn demo(options: &Demo) -> Result<(), Failure> {

@@ -1,5 +1,8 @@
 //! The configuration as a whole: shown, saved, made what its file says.
 
+use std::path::Path;
+
+use underpass_command::SYSTEM_SOCKET;
 use underpass_command::api::{ChangeRequest, Changed, EventKind, Saved, StateDocument};
 use underpass_command::live::{Configuration, diff};
 
@@ -51,7 +54,11 @@ impl Supervisor {
             .map_err(|errors| Failure::new(422, errors.to_string(), "nothing was changed; mend the file"))?;
         let mut warnings: Vec<String> = warnings.iter().map(ToString::to_string).collect();
         let running = self.configuration.settings();
-        let settled = state.settings.clone();
+        let mut settled = state.settings.clone();
+        if settled.admin_socket == Path::new(SYSTEM_SOCKET) {
+            // The default stands for another path where the user is not root.
+            settled.admin_socket.clone_from(&running.admin_socket);
+        }
         config::keep_settled(&mut state.settings, running);
         for key in config::settled_differently(&settled, running) {
             warnings.push(format!("{key}: it is settled when the proxy starts; restart to change it"));

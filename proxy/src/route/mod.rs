@@ -340,7 +340,7 @@ impl Table {
     fn forget_if_unused(&mut self, listener: &str) {
         let Some(number) = self.numbers.get(listener).copied() else { return };
         let Listener { routes, held } = self.listeners[number as usize];
-        if routes == 0 && !held {
+        if routes == 0 && held == 0 {
             self.numbers.remove(listener);
             self.free.push(number);
         }
