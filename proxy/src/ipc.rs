@@ -13,7 +13,7 @@ use nix::sys::socket::{
 };
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use underpass_command::state::{Backend, Cluster, Listener, Route, RouteKey, Settings};
+use underpass_command::state::{Answer, Backend, Cluster, Listener, Route, RouteKey, Settings};
 
 /// The longest message in bytes.
 pub const MESSAGE_SIZE_MAX: usize = 64 * 1024;
@@ -129,6 +129,16 @@ pub enum Step {
     RemoveRoute {
         /// What it matches.
         route: RouteKey,
+    },
+    /// A named answer: a new one, or one that takes the place of that of its name.
+    PutAnswer {
+        /// The answer.
+        answer: Answer,
+    },
+    /// A named answer that is no more.
+    RemoveAnswer {
+        /// Its name.
+        name: String,
     },
     /// A new listener, whose socket comes with the message.
     AddListener {

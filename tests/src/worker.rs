@@ -53,7 +53,7 @@ impl Worker {
     /// Starts one on a thread that does something else first.
     #[track_caller]
     pub fn start_after(first: impl FnOnce() + Send + 'static, setup: Setup) -> Self {
-        let State { settings, listeners, clusters, routes, .. } = setup.state;
+        let State { settings, listeners, clusters, routes, answers } = setup.state;
         let metrics = Block::create().expect("metrics memory");
         let (channel, end) = Channel::pair().expect("a control channel");
         let thread = thread::spawn(move || {
@@ -83,7 +83,8 @@ impl Worker {
         let socket = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
         let address = socket.local_addr().expect("the address of a bound socket");
         listener.address = address;
-        let steps = steps(clusters, routes, listener);
+        let mut steps = steps(clusters, routes, listener);
+        steps.splice(0..0, answers.into_iter().map(|answer| Step::PutAnswer { answer }));
         for (message, range) in pieces(0, 1, &steps) {
             let mut added = steps[range].iter().filter(|step| matches!(step, Step::AddListener { .. }));
             let descriptors: Vec<_> = added.next().map(|_| socket.as_fd()).into_iter().collect();

@@ -3,129 +3,12 @@
 //! Nothing is rebuilt. The outcome is a list of pieces, each a range of the buffer the head came in or of a small
 //! scratch area, to be sent with one `writev`.
 
-use std::io::IoSlice;
-
 use underpass_command::state::{ForwardedFields, RequestId};
 
-use super::fields::{Field, Fields, Span, list_members};
+use super::changes::Changes;
+use super::fields::{Field, Fields, list_members};
+use super::pieces::Edit;
 use super::{Framing, Known, Method, RequestHead, ResponseHead, Target, Version};
-
-/// A part of an edited head.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Piece {
-    /// Bytes of the buffer that the head came in.
-    Source(Span),
-    /// Bytes of the scratch area.
-    Scratch(Span),
-}
-
-/// An edited head. Made once for each worker and reused, so that editing allocates nothing.
-#[derive(Debug)]
-pub struct Edit {
-    pieces: Vec<Piece>,
-    scratch: Vec<u8>,
-}
-
-impl Edit {
-    /// Room for a head of `head_size_max` bytes and `header_count_max` fields.
-    pub fn with_capacity(head_size_max: u32, header_count_max: u16) -> Self {
-        // Each field can split a run of kept lines once; the host is written at most four times.
-        let pieces = 2 * usize::from(header_count_max) + 16;
-        Self {
-            pieces: Vec::with_capacity(pieces),
-            scratch: Vec::with_capacity(4 * head_size_max as usize + 1024),
-        }
-    }
-
-    /// The pieces in order.
-    pub fn pieces(&self) -> &[Piece] {
-        &self.pieces
-    }
-
-    /// The bytes of one piece.
-    #[inline]
-    pub fn bytes<'a>(&'a self, piece: Piece, source: &'a [u8]) -> &'a [u8] {
-        match piece {
-            Piece::Source(span) => span.of(source),
-            Piece::Scratch(span) => span.of(&self.scratch),
-        }
-    }
-
-    /// Length of the edited head in bytes.
-    pub fn size(&self) -> usize {
-        self.pieces
-            .iter()
-            .map(|piece| match piece {
-                Piece::Source(span) | Piece::Scratch(span) => span.len(),
-            })
-            .sum()
-    }
-
-    /// Fills `slices` with the pieces and returns how many there are; `None` if they do not fit.
-    #[inline]
-    pub fn slices<'a>(&'a self, source: &'a [u8], slices: &mut [IoSlice<'a>]) -> Option<usize> {
-        if self.pieces.len() > slices.len() {
-            return None;
-        }
-        for (slice, piece) in slices.iter_mut().zip(&self.pieces) {
-            *slice = IoSlice::new(self.bytes(*piece, source));
-        }
-        Some(self.pieces.len())
-    }
-
-    fn clear(&mut self) {
-        self.pieces.clear();
-        self.scratch.clear();
-    }
-
-    fn keep(&mut self, start: u32, end: u32) {
-        if start < end {
-            self.push(Piece::Source(Span { start, end }));
-        }
-    }
-
-    #[allow(
-        clippy::cast_possible_truncation,
-        reason = "the scratch area holds less than 4 GiB by construction"
-    )]
-    fn write(&mut self, bytes: &[u8]) {
-        if bytes.is_empty() {
-            return;
-        }
-        let start = self.scratch.len() as u32;
-        debug_assert!(
-            bytes.len() <= self.scratch.capacity() - self.scratch.len(),
-            "more bytes than an edit can need"
-        );
-        self.scratch.extend_from_slice(bytes);
-        let end = self.scratch.len() as u32;
-        match self.pieces.last_mut() {
-            Some(Piece::Scratch(span)) if span.end == start => span.end = end,
-            _ => self.push(Piece::Scratch(Span { start, end })),
-        }
-    }
-
-    fn push(&mut self, piece: Piece) {
-        debug_assert!(self.pieces.len() < self.pieces.capacity(), "more pieces than a head can need");
-        self.pieces.push(piece);
-    }
-
-    fn write_number(&mut self, mut number: u64) {
-        let mut digits = [0u8; 20];
-        let mut at = digits.len();
-        loop {
-            at -= 1;
-            #[allow(clippy::cast_possible_truncation, reason = "a digit")]
-            let digit = (number % 10) as u8;
-            digits[at] = b'0' + digit;
-            number /= 10;
-            if number == 0 {
-                break;
-            }
-        }
-        self.write(&digits[at..]);
-    }
-}
 
 /// What the proxy knows when it passes a request on.
 #[derive(Clone, Copy, Debug)]
@@ -148,6 +31,8 @@ pub struct RequestEdit<'a> {
     pub id: &'a [u8],
     /// A trace that begins here: takes the place of `traceparent` and `tracestate`. None lets both pass.
     pub traceparent: Option<&'a [u8]>,
+    /// What else is changed.
+    pub changes: Changes<'a>,
 }
 
 /// The largest Max-Forwards that is passed on (RFC 9110 section 7.6.2 leaves the choice): what is passed on more often goes
@@ -175,7 +60,8 @@ pub fn edit_request(
     out.clear();
     let line_end = fields.list().first().map_or(fields.end(), |first| first.name.start);
     let run = start_request(buffer, head, with, line_end, out);
-    let host_rewritten = matches!(head.target, Target::Absolute { .. } | Target::Authority);
+    let host_rewritten =
+        with.changes.host.is_some() || matches!(head.target, Target::Absolute { .. } | Target::Authority);
     let length_rewritten = length_needs_rewrite(buffer, fields);
     let appends = Appends::plan(fields, with);
     let forwards_left = head.forwards_left.map(|left| left.saturating_sub(1).min(FORWARDS_MAX));
@@ -190,7 +76,7 @@ pub fn edit_request(
         // Before what Connection names, else a client could take the bound off.
         Known::MaxForwards if let Some(left) = forwards_left => Keep::Number(left),
         Known::Expect if !head.expects_continue => Keep::No,
-        _ if field.hop_by_hop => Keep::No,
+        _ if field.hop_by_hop || with.changes.replace(field.name.of(buffer)) => Keep::No,
         Known::Via if appends.via == Some(index) => Keep::Append(via_member(head.version, with.via_name)),
         Known::XForwardedFor if appends.client == Some(index) => Keep::Append([with.client, b""]),
         Known::XForwardedFor | Known::XForwardedProto | Known::XForwardedHost | Known::XForwardedPort
@@ -217,6 +103,7 @@ pub fn edit_request(
         write_via(head.version, with.via_name, out);
     }
     write_origin(buffer, head, fields, with, &appends, out);
+    with.changes.write(out);
     out.write(b"\r\n");
 }
 
@@ -229,19 +116,27 @@ fn start_request(
     out: &mut Edit,
 ) -> u32 {
     match head.target {
-        Target::Absolute { authority, path } => {
+        _ if with.changes.target.is_some() || with.changes.host.is_some() => {
+            out.keep(head.method_span.start, head.method_span.end);
+            out.write(b" ");
+            match with.changes.target {
+                Some(target) => out.write(target),
+                None => keep_target(buffer, head, out),
+            }
+            match (with.changes.host, head.target) {
+                (Some(host), _) => write_version_and_host(host, out),
+                (None, Target::Absolute { authority, .. }) => {
+                    write_version_and_host(authority.of(buffer), out);
+                }
+                (None, _) if head.host.is_empty() => write_version_and_host(with.backend, out),
+                (None, _) => out.write(b" HTTP/1.1\r\n"),
+            }
+            line_end
+        }
+        Target::Absolute { authority, .. } => {
             out.write(head.method_span.of(buffer));
             out.write(b" ");
-            // RFC 9112 sections 3.2.1 and 3.2.4: an empty path becomes "/", or "*" with OPTIONS.
-            match path.of(buffer).first() {
-                None if head.method == Method::Options => out.write(b"*"),
-                None => out.write(b"/"),
-                Some(b'?') => {
-                    out.write(b"/");
-                    out.keep(path.start, path.end);
-                }
-                Some(_) => out.keep(path.start, path.end),
-            }
+            keep_target(buffer, head, out);
             // RFC 9112 section 3.2.2: the target's authority replaces Host.
             write_version_and_host(authority.of(buffer), out);
             line_end
@@ -263,6 +158,23 @@ fn start_request(
             }
             line_end
         }
+    }
+}
+
+/// The target in the form that a backend gets.
+fn keep_target(buffer: &[u8], head: &RequestHead, out: &mut Edit) {
+    let Target::Absolute { path, .. } = head.target else {
+        return out.keep(head.target_span.start, head.target_span.end);
+    };
+    // RFC 9112 sections 3.2.1 and 3.2.4: an empty path becomes "/", or "*" with OPTIONS.
+    match path.of(buffer).first() {
+        None if head.method == Method::Options => out.write(b"*"),
+        None => out.write(b"/"),
+        Some(b'?') => {
+            out.write(b"/");
+            out.keep(path.start, path.end);
+        }
+        Some(_) => out.keep(path.start, path.end),
     }
 }
 
@@ -340,26 +252,26 @@ fn write_origin(
     appends: &Appends,
     out: &mut Edit,
 ) {
-    let host = host_and_port(buffer, head, fields);
+    let host = authority_asked_for(buffer, head, fields);
     if with.x_forwarded != ForwardedFields::Off {
         // Single values: a second one would be read by some as the first.
         let wanted = |known: Known| {
             with.x_forwarded == ForwardedFields::Replace || fields.last_end_to_end(known).is_none()
         };
         if appends.client.is_none() {
-            write_line(b"X-Forwarded-For: ", with.client, out);
+            write_line(with, b"X-Forwarded-For", with.client, out);
         }
         if wanted(Known::XForwardedProto) {
-            write_line(b"X-Forwarded-Proto: ", b"http", out);
+            write_line(with, b"X-Forwarded-Proto", b"http", out);
         }
         if wanted(Known::XForwardedHost) && !host.is_empty() {
-            write_line(b"X-Forwarded-Host: ", host, out);
+            write_line(with, b"X-Forwarded-Host", host, out);
         }
         if wanted(Known::XForwardedPort) {
-            write_line(b"X-Forwarded-Port: ", with.port, out);
+            write_line(with, b"X-Forwarded-Port", with.port, out);
         }
     }
-    if with.forwarded != ForwardedFields::Off {
+    if with.forwarded != ForwardedFields::Off && !with.changes.replace(b"Forwarded") {
         write_forwarded(host, with.client, out);
     }
     let id_wanted = match with.request_id {
@@ -368,15 +280,15 @@ fn write_origin(
         RequestId::Off => false,
     };
     if id_wanted {
-        write_line(b"X-Request-Id: ", with.id, out);
+        write_line(with, b"X-Request-Id", with.id, out);
     }
     if let Some(parent) = with.traceparent {
-        write_line(b"traceparent: ", parent, out);
+        write_line(with, b"traceparent", parent, out);
     }
 }
 
 /// What the client asked for, as it wrote it; empty in an HTTP/1.0 request without Host.
-fn host_and_port<'a>(buffer: &'a [u8], head: &RequestHead, fields: &'a Fields) -> &'a [u8] {
+pub fn authority_asked_for<'a>(buffer: &'a [u8], head: &RequestHead, fields: &'a Fields) -> &'a [u8] {
     match head.target {
         Target::Absolute { authority, .. } => authority.of(buffer),
         Target::Authority => head.target_span.of(buffer),
@@ -384,8 +296,13 @@ fn host_and_port<'a>(buffer: &'a [u8], head: &RequestHead, fields: &'a Fields) -
     }
 }
 
-fn write_line(name: &[u8], value: &[u8], out: &mut Edit) {
+/// Writes a line of the proxy's own, unless the operator has said what stands there instead.
+fn write_line(with: &RequestEdit<'_>, name: &[u8], value: &[u8], out: &mut Edit) {
+    if with.changes.replace(name) {
+        return;
+    }
     out.write(name);
+    out.write(b": ");
     out.write(value);
     out.write(b"\r\n");
 }
@@ -420,6 +337,8 @@ pub struct ResponseEdit<'a> {
     pub old_client: bool,
     /// Whether the chunked coding is taken off, for a client that does not know it.
     pub dechunk: bool,
+    /// What else is changed.
+    pub changes: Changes<'a>,
 }
 
 /// Edits a response head for the client.
@@ -447,7 +366,7 @@ pub fn edit_response(
         }
         Known::ContentLength if length_rewritten || head.framing_fields_void => Keep::No,
         Known::TransferEncoding => Keep::No,
-        _ if field.hop_by_hop => Keep::No,
+        _ if field.hop_by_hop || with.changes.replace(field.name.of(buffer)) => Keep::No,
         Known::Via if via == Some(index) => Keep::Append(via_member(head.version, with.via_name)),
         _ => Keep::Yes,
     });
@@ -460,6 +379,7 @@ pub fn edit_response(
     if !with.via_name.is_empty() && via.is_none() {
         write_via(head.version, with.via_name, out);
     }
+    with.changes.write(out);
     // RFC 9112 sections 9.3 and 9.6; RFC 9110 section 7.8.
     match (upgrade, with.close && head.status != 101) {
         (true, false) => out.write(b"Connection: upgrade\r\n"),

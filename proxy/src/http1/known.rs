@@ -56,6 +56,8 @@ known! {
     XForwardedHost = b"x-forwarded-host",
     /// The port the client connected to, by convention.
     XForwardedPort = b"x-forwarded-port",
+    /// RFC 9110 section 11.6.2.
+    Authorization = b"authorization",
     /// Names a request across systems, by convention.
     XRequestId = b"x-request-id",
     /// W3C Trace Context, section 3.2.

@@ -5,21 +5,25 @@
 #![deny(clippy::disallowed_methods)]
 
 mod authority;
+mod changes;
 pub(crate) mod chars;
 mod edit;
 mod fields;
 mod framing;
 mod known;
+mod pieces;
 mod reason;
 mod request;
 mod response;
 mod trace_context;
 
 pub use authority::{Authority, parse_authority};
-pub use edit::{Edit, Piece, RequestEdit, ResponseEdit, edit_request, edit_response};
+pub use changes::{Changes, FieldChange, Texts, is_field_value, is_origin_form};
+pub use edit::{RequestEdit, ResponseEdit, authority_asked_for, edit_request, edit_response};
 pub use fields::{Field, Fields, Limits, Span};
 pub use framing::Framing;
 pub use known::Known;
+pub use pieces::{Edit, Piece};
 pub use reason::Reason;
 pub use request::{Method, RequestHead, Target, Version, parse_request};
 pub use response::{ResponseHead, parse_response};

@@ -81,6 +81,9 @@ reasons! {
     ConnectRefused = 501 "connect_refused" "CONNECT is not allowed here.",
     Misdirected = 421 "misdirected" "This host is not served here.",
     RouteMissing = 404 "route_missing" "Nothing is served under this path.",
+    RouteRefused = 403 "route_refused" "This is not served.",
+    AuthRequired = 401 "auth_required" "A name and a password are needed here.",
+    RewriteInvalid = 400 "rewrite_invalid" "What the request is rewritten to is not valid.",
     // Backends.
     BackendMissing = 503 "backend_missing" "No backend can serve this.",
     ConnectFailed = 502 "connect_failed" "The backend cannot be reached.",

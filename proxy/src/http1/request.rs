@@ -116,14 +116,20 @@ pub struct RequestHead {
 impl RequestHead {
     /// The path without query, for routing; `*` for the asterisk form, and `/` for CONNECT, which has none.
     pub fn path<'a>(&self, buffer: &'a [u8]) -> &'a [u8] {
+        self.path_and_query(buffer).0
+    }
+
+    /// The path, and the query with its question mark or nothing.
+    pub fn path_and_query<'a>(&self, buffer: &'a [u8]) -> (&'a [u8], &'a [u8]) {
+        let empty_path = |path: &Span| path.is_empty() || path.of(buffer)[0] == b'?';
         let with_query = match self.target {
             Target::Origin | Target::Asterisk => self.target_span.of(buffer),
-            Target::Absolute { path, .. } if path.is_empty() || path.of(buffer)[0] == b'?' => b"/",
+            Target::Absolute { path, .. } if empty_path(&path) => return (b"/", path.of(buffer)),
             Target::Absolute { path, .. } => path.of(buffer),
             Target::Authority => b"/",
         };
         let end = memchr::memchr(b'?', with_query).unwrap_or(with_query.len());
-        &with_query[..end]
+        with_query.split_at(end)
     }
 }
 

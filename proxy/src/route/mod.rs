@@ -16,17 +16,24 @@
 //! paths in one for each host. Regular expressions are tried one after the other, so their number is bounded.
 #![deny(clippy::disallowed_methods)]
 
+mod actions;
+mod auth;
 mod condition;
 mod paths;
 mod pattern;
+mod template;
 mod tree;
 
 use std::collections::HashMap;
+use std::rc::Rc;
 
 use regex::bytes::Regex;
 use underpass_command::state::{Route, RouteKey};
 
+pub use actions::{Actions, EDITS_MAX, Edits, Invalid, Own, REDIRECT_STATUSES, Redirect, Rewritten, Target};
+pub use auth::{Auth, USERS_MAX};
 pub use pattern::{PATTERN_SIZE_MAX, compile as compile_pattern};
+pub use template::{Groups, IN_ANSWER, TEMPLATE_SIZE_MAX, Template, Values};
 
 use crate::http1::Fields;
 use condition::Conditions;
@@ -52,16 +59,29 @@ pub struct Asked<'a> {
 }
 
 /// What a route does.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default)]
 pub struct Destination {
     /// The cluster's number; none where the proxy answers itself.
     pub cluster: Option<u32>,
     /// Whether CONNECT is allowed.
     pub allow_connect: bool,
+    /// What else is done; none for most.
+    pub actions: Option<Rc<Actions>>,
+}
+
+impl Destination {
+    /// What a route does; `cluster` is the number of the cluster that it leads to, if it leads to one.
+    ///
+    /// # Errors
+    /// A sentence that says what is wrong with the route.
+    pub fn new(route: &Route, cluster: Option<u32>) -> Result<Self, String> {
+        let actions = Actions::new(route).map_err(|(key, error)| format!("{key}: {error}"))?;
+        Ok(Self { cluster, allow_connect: route.allow_connect, actions })
+    }
 }
 
 /// Outcome of a lookup.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug)]
 pub enum Found<'a> {
     /// A route matches.
     Route(&'a Destination),

@@ -24,13 +24,19 @@ struct Request {
     fields: Vec<(String, String)>,
 }
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Missing {
+    Path,
+    Host,
+}
+
 impl Request {
     fn get(host: &str, path: &str) -> Self {
         Self { method: "GET".into(), host: host.into(), path: path.into(), fields: Vec::new() }
     }
 
     /// What the table finds for it, as the number of a cluster.
-    fn find(&self, table: &Table, listener: u32) -> Result<u32, Found<'static>> {
+    fn find(&self, table: &Table, listener: u32) -> Result<u32, Missing> {
         let mut text = format!("{} {} HTTP/1.1\r\nHost: a\r\n", self.method, self.path);
         for (name, value) in &self.fields {
             text.push_str(&format!("{name}: {value}\r\n"));
@@ -47,8 +53,8 @@ impl Request {
         };
         match table.find(listener, &asked) {
             Found::Route(destination) => Ok(destination.cluster.expect("a cluster")),
-            Found::NoPath => Err(Found::NoPath),
-            Found::NoHost => Err(Found::NoHost),
+            Found::NoPath => Err(Missing::Path),
+            Found::NoHost => Err(Missing::Host),
         }
     }
 }
@@ -80,14 +86,14 @@ fn exact_host_before_wildcard_before_regex_before_any() {
     assert_eq!(find(&table, "a.example.", "/x"), Ok(1));
     assert_eq!(find(&table, "c.example", "/x"), Ok(2));
     assert_eq!(find(&table, "c.b.example", "/x"), Ok(3));
-    assert_eq!(find(&table, "example", "/x"), Err(Found::NoHost));
+    assert_eq!(find(&table, "example", "/x"), Err(Missing::Host));
     let regex = Route { host_regex: Some("[a-z]+".into()), ..route(None, None, prefix("/r")) };
     add(&mut table, &regex, 5);
     assert_eq!(find(&table, "EXAMPLE", "/r/x"), Ok(5));
-    assert_eq!(find(&table, "example", "/x"), Err(Found::NoPath));
+    assert_eq!(find(&table, "example", "/x"), Err(Missing::Path));
     add(&mut table, &route(None, None, prefix("/x")), 4);
     assert_eq!(find(&table, "example", "/x"), Ok(4));
-    assert_eq!(find(&table, "a9", "/y"), Err(Found::NoPath));
+    assert_eq!(find(&table, "a9", "/y"), Err(Missing::Path));
 }
 
 #[test]
@@ -103,7 +109,7 @@ fn exact_path_before_longest_prefix_before_regex() {
     assert_eq!(find(&table, "/a/b/c"), Ok(3));
     assert_eq!(find(&table, "/a/b/c?query"), Ok(3));
     assert_eq!(find(&table, "/ab"), Ok(4));
-    assert_eq!(find(&table, "/ab/c"), Err(Found::NoPath));
+    assert_eq!(find(&table, "/ab/c"), Err(Missing::Path));
     add(&mut table, &route(None, Some("h"), prefix("/a")), 7);
     assert_eq!(find(&table, "/a/x"), Ok(7));
 }
@@ -145,7 +151,7 @@ fn a_listeners_own_routes_come_first() {
     assert_eq!(get.find(&table, other), Ok(1));
     assert!(table.remove(&route(None, Some("h"), prefix("/")).key()));
     assert!(table.has_routes(web) && !table.has_routes(other));
-    assert_eq!(get.find(&table, other), Err(Found::NoHost));
+    assert_eq!(get.find(&table, other), Err(Missing::Host));
 }
 
 #[test]
@@ -168,7 +174,7 @@ fn a_route_that_is_refused_leaves_nothing() {
     let bad = Route { host: Some("h".into()), ..route(Some("web"), None, PathMatch::Regex("(".into())) };
     assert!(table.add(&bad, to(1)).expect_err("unclosed").contains("unclosed group"));
     assert!(table.hosts.is_empty() && table.numbers.is_empty());
-    assert_eq!(Request::get("h", "/").find(&table, 0), Err(Found::NoHost));
+    assert_eq!(Request::get("h", "/").find(&table, 0), Err(Missing::Host));
 }
 
 const LISTENERS: [&str; 2] = ["one", "two"];

@@ -169,6 +169,11 @@ pub(super) fn apply(
         Step::ChangeBackend { number, backend } => core.change_backend(number, backend),
         Step::RemoveBackend { number } => core.remove_backend(connections, number),
         Step::PutRoute { cluster, route } => core.put_route(&route, cluster),
+        Step::PutAnswer { answer } => core.put_answer(&answer),
+        Step::RemoveAnswer { name } => {
+            core.remove_answer(&name);
+            Ok(())
+        }
         Step::RemoveRoute { route } => {
             core.remove_route(&route);
             Ok(())

@@ -8,14 +8,15 @@ use mio::net::TcpListener;
 use underpass_command::state::{self, RedirectMode, Settings};
 
 use super::log::AccessLog;
+use super::own::OwnAnswers;
 use super::random::Random;
 use super::wheel::Wheel;
 use crate::balance::{Balancer, Latency};
 use crate::forward::{BufferPool, PipePool, Policy, Redirector, Tools, TrailerLimits};
-use crate::http1::{Edit, Fields, Limits, Reason};
+use crate::http1::{Edit, Fields, Limits, Reason, Texts};
 use crate::ipc::Finished;
 use crate::metrics::{Block, Counter, Peer};
-use crate::route::Table;
+use crate::route::{Destination, Table};
 
 /// The clock of one turn of the loop: read once, the same for all its events.
 #[derive(Clone, Copy, Debug, Default)]
@@ -55,6 +56,13 @@ pub(super) struct Listening {
     pub(super) port: Vec<u8>,
     /// Connections may wait in the accept queue.
     pub(super) pending: bool,
+}
+
+impl Listening {
+    /// Where requests go that no route takes.
+    pub(super) fn default_destination(&self) -> Option<Destination> {
+        self.default_cluster.map(|cluster| Destination { cluster: Some(cluster), ..Destination::default() })
+    }
 }
 
 /// A cluster with the numbers of its backends.
@@ -103,6 +111,10 @@ pub(super) struct Core {
     pub(super) fields: Fields,
     /// The head that was edited last.
     pub(super) edit: Edit,
+    /// What the head that is edited now is changed with by its route.
+    pub(super) texts: Texts,
+    /// Answers of the proxy itself.
+    pub(super) own: OwnAnswers,
     pub(super) routes: Table,
     /// Routes of TCP listeners by the server name of TLS; every path is `/`.
     pub(super) server_names: Table,
@@ -160,6 +172,8 @@ impl Core {
             },
             fields: Fields::with_capacity(limits.header_count_max),
             edit: Edit::with_capacity(limits.head_size_max, limits.header_count_max),
+            texts: Texts::new(),
+            own: OwnAnswers::default(),
             routes: Table::default(),
             server_names: Table::default(),
             listeners: Vec::new(),

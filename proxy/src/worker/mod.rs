@@ -5,6 +5,7 @@
 //! a backend, `response` brings the answer back, `reply` answers where no backend does, `tunnel` passes bytes after an
 //! upgrade. `connection` keeps the connections to backends, `control` obeys the supervisor.
 
+mod actions;
 mod balancing;
 mod connection;
 mod control;
@@ -12,6 +13,7 @@ mod core;
 mod event_loop;
 mod log;
 mod measure;
+mod own;
 mod preface;
 mod privileges;
 mod random;

@@ -3,6 +3,7 @@
 use std::io::{self, Read, Write};
 
 use super::event_loop::Worker;
+use super::own::{ALLOW, Frame, phrase};
 use super::session::{Ending, Exchange, Phase, Session, Step};
 use crate::forward::Flow;
 use crate::http1::{Framing, Method, Reason, Version};
@@ -16,33 +17,6 @@ const DISCARD: usize = 16 * 1024;
 const DISCARD_ROUNDS: usize = 8;
 
 const CLOSE: &str = "Connection: close\r\n";
-
-/// The methods that RFC 9110 section 9 and RFC 5789 define, without CONNECT, which routes allow or not, and TRACE, which is
-/// not answered here.
-const ALLOW: &str = "Allow: GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS\r\n";
-
-/// The standard phrases of the statuses sent here (RFC 9110 section 15, RFC 6585 section 5).
-fn phrase(status: u16) -> &'static str {
-    match status {
-        200 => "OK",
-        400 => "Bad Request",
-        404 => "Not Found",
-        405 => "Method Not Allowed",
-        408 => "Request Timeout",
-        411 => "Length Required",
-        413 => "Content Too Large",
-        414 => "URI Too Long",
-        417 => "Expectation Failed",
-        421 => "Misdirected Request",
-        431 => "Request Header Fields Too Large",
-        501 => "Not Implemented",
-        502 => "Bad Gateway",
-        503 => "Service Unavailable",
-        504 => "Gateway Timeout",
-        505 => "HTTP Version Not Supported",
-        _ => "Error",
-    }
-}
 
 /// An answer in a fixed space, so that answering needs no memory.
 struct Answer {
@@ -89,6 +63,17 @@ impl Answer {
     }
 }
 
+/// What an answer of the proxy says.
+#[derive(Clone, Copy)]
+enum Content<'a> {
+    /// What the configuration wants for this status, or else a line of text.
+    Own,
+    /// What may be asked for.
+    Options,
+    /// What the route wants, by the name of an answer, or else a line of text.
+    Chosen(Option<&'a str>),
+}
+
 impl Worker {
     /// Answers a request with a refusal. The connection closes unless the request had no body and broke no rule.
     pub(super) fn refuse(&mut self, key: usize, reason: Reason) -> Step {
@@ -97,14 +82,14 @@ impl Worker {
         }
         let peer = if reason.is_of_backend() { Peer::Backend } else { Peer::Client };
         self.core.refused(peer, reason);
-        self.answer(key, Some(reason), reason.status())
+        self.answer(key, Some(reason), reason.status(), Content::Own)
     }
 
     /// Answers a request that may not be passed on any more as its last recipient (RFC 9110 section 7.6.2). TRACE is not sent
     /// back: the fields in it, cookies too, would become readable for scripts that may not read them (section 9.3.8).
     pub(super) fn answer_last_hop(&mut self, key: usize, method: Method) -> Step {
         match method {
-            Method::Options => self.answer(key, None, 200),
+            Method::Options => self.answer(key, None, 200, Content::Options),
             _ => self.refuse(key, Reason::TraceRefused),
         }
     }
@@ -114,10 +99,24 @@ impl Worker {
         self.core.refused(Peer::Backend, reason);
         self.core.count(Counter::AbortsBackend);
         self.note_backend_broken(key);
-        self.answer(key, Some(reason), reason.gateway_status())
+        self.answer(key, Some(reason), reason.gateway_status(), Content::Own)
     }
 
-    fn answer(&mut self, key: usize, reason: Option<Reason>, status: u16) -> Step {
+    /// Answers as a route wants, with the named answer if there is one. What is added to it stands in `core.own`.
+    pub(super) fn answer_chosen(
+        &mut self,
+        key: usize,
+        reason: Option<Reason>,
+        status: u16,
+        name: Option<&str>,
+    ) -> Step {
+        if let Some(reason) = reason {
+            self.core.refused(Peer::Client, reason);
+        }
+        self.answer(key, reason, status, Content::Chosen(name))
+    }
+
+    fn answer(&mut self, key: usize, reason: Option<Reason>, status: u16, content: Content<'_>) -> Step {
         self.close_backend(key);
         let Self { core, sessions, .. } = self;
         let session = &mut sessions[key];
@@ -139,7 +138,8 @@ impl Worker {
         // A request whose head was understood and that has no body ends where its head ends, whatever became of it.
         let settled =
             active && exchange.head.framing == Framing::None && exchange.head.method != Method::Connect;
-        let blameless = matches!(status, 200 | 404 | 405 | 502 | 503 | 504);
+        let blameless =
+            matches!(status, 200 | 404 | 405 | 502 | 503 | 504) || matches!(content, Content::Chosen(_));
         exchange.close |= !(settled && blameless) || core.draining;
         exchange.status = status;
         if let Some(buffer) = session.client.buffer.as_mut() {
@@ -156,12 +156,27 @@ impl Worker {
             Version::Http10 => "Connection: keep-alive\r\n",
             Version::Http11 => "",
         };
-        let answer = match reason {
-            Some(reason) => Answer::new(status, reason, connection, head_only),
-            None => Answer::options(connection),
-        };
         exchange.response = Flow::idle();
-        exchange.response.push_own(answer.as_bytes(), &mut core.buffers);
+        if let Content::Options = content {
+            exchange.response.push_own(Answer::options(connection).as_bytes(), &mut core.buffers);
+        } else {
+            let named = match content {
+                Content::Chosen(name) => name.and_then(|name| core.own.named(name)),
+                _ => core.answer_for(session.listener, exchange.cluster, status),
+            };
+            let frame = Frame {
+                status,
+                reason,
+                connection,
+                head_only,
+                client: session.address.as_bytes(),
+                request_id: exchange.id.as_bytes(),
+                room: core.buffers.edited_size_max(),
+            };
+            let (text, sent) = core.own.write(&frame, named.as_deref());
+            exchange.status = sent;
+            exchange.response.push_own(text, &mut core.buffers);
+        }
         session.phase = Phase::Reply;
         let linger_ms = core.settings.timeouts.linger_ms;
         self.deadline(key, linger_ms);

@@ -4,6 +4,7 @@ use std::io;
 
 use underpass_command::state::RequestId;
 
+use super::actions::request_changes;
 use super::balancing::Upstreams;
 use super::connection::{self, Idle};
 use super::event_loop::Worker;
@@ -158,26 +159,41 @@ impl Worker {
             bytes,
         };
         let destination = match core.routes.find(listener.scope, &asked) {
-            Found::Route(&Destination { cluster: Some(cluster), allow_connect }) => {
-                Ok((cluster, allow_connect))
-            }
-            // Every route leads to a cluster: `control::apply`.
-            Found::Route(_) => Err(Reason::RouteMissing),
-            Found::NoHost => listener.default_cluster.map(|c| (c, false)).ok_or(Reason::Misdirected),
-            Found::NoPath => listener.default_cluster.map(|c| (c, false)).ok_or(Reason::RouteMissing),
+            Found::Route(destination) => Ok(destination.clone()),
+            Found::NoHost => listener.default_destination().ok_or(Reason::Misdirected),
+            Found::NoPath => listener.default_destination().ok_or(Reason::RouteMissing),
         };
-        let (cluster, allow_connect) = match destination {
+        match destination {
             // What CONNECT asks for is not served as a resource, so a route that is missing changes nothing.
-            _ if head.method == Method::Connect && !matches!(destination, Ok((_, true))) => {
-                return self.refuse(key, Reason::ConnectRefused);
+            destination
+                if head.method == Method::Connect
+                    && !destination.as_ref().is_ok_and(|destination| destination.allow_connect) =>
+            {
+                self.refuse(key, Reason::ConnectRefused)
             }
-            Ok(found) => found,
-            Err(reason) => return self.refuse(key, reason),
-        };
-        debug_assert!(allow_connect || head.method != Method::Connect);
+            Ok(Destination { cluster, actions, .. }) => {
+                exchange.actions = actions;
+                match (self.act(key), cluster) {
+                    (Some(step), _) => step,
+                    (None, Some(cluster)) => self.admit(key, cluster),
+                    // `Actions::new` refuses routes that lead nowhere.
+                    (None, None) => self.refuse(key, Reason::RouteMissing),
+                }
+            }
+            Err(reason) => self.refuse(key, reason),
+        }
+    }
+
+    /// Applies what the cluster and the limits say of a request that is to be passed on.
+    fn admit(&mut self, key: usize, cluster: u32) -> Step {
+        let core = &mut self.core;
+        let session = &mut self.sessions[key];
         core.enter_cluster(cluster);
+        let exchange = &mut session.exchange;
         exchange.cluster = Some(cluster);
-        exchange.mode = core.redirect_mode(session.listener, cluster);
+        let head = exchange.head;
+        let own_mode = exchange.actions.as_ref().and_then(|actions| actions.redirect);
+        exchange.mode = own_mode.unwrap_or_else(|| core.redirect_mode(session.listener, cluster));
         let largest = core.settings.limits.request_body_size_max;
         let refusal = match head.framing {
             Framing::Length(length) if largest > 0 && length > largest => Some(Reason::BodyTooLarge),
@@ -305,11 +321,14 @@ impl Worker {
         }
         let Self { core, sessions, connections, .. } = self;
         let session = &mut sessions[key];
-        let (Some(connection), Some(buffer)) = (session.backend, session.client.buffer.as_ref()) else {
-            return Step::Close;
-        };
-        let exchange = &mut session.exchange;
+        let Some(connection) = session.backend else { return Step::Close };
         let upstream = connections[connection].upstream as usize;
+        let rewriting = match core.rewrite(session, upstream) {
+            Ok(rewriting) => rewriting,
+            Err(reason) => return self.refuse(key, reason),
+        };
+        let Some(buffer) = session.client.buffer.as_ref() else { return Step::Close };
+        let exchange = &mut session.exchange;
         let listener = &core.listeners[usize::from(session.listener)];
         let edit = RequestEdit {
             client: session.address.as_bytes(),
@@ -321,6 +340,7 @@ impl Worker {
             request_id: listener.configured.request_id,
             id: exchange.id.as_bytes(),
             traceparent: exchange.trace.replacement(),
+            changes: request_changes(exchange.actions.as_deref(), rewriting, &core.texts),
         };
         let bytes = core.buffers.bytes(buffer, buffer.unscanned..buffer.end);
         edit_request(bytes, &exchange.head, &core.fields, &edit, &mut core.edit);

@@ -2,6 +2,7 @@
 
 use underpass_command::state::{Protocol, SendProxy};
 
+use super::actions::response_changes;
 use super::connection;
 use super::event_loop::Worker;
 use super::log::Names;
@@ -207,13 +208,19 @@ impl Worker {
             exchange.response = Flow::new(Kind::Response, ledger, policy, dechunk);
             exchange.response_head_done = true;
         }
-        let bytes = core.buffers.bytes(buffer, buffer.unscanned..buffer.end);
         let final_response = !head.is_interim();
+        let edited = match core.edit_response(session, final_response) {
+            Ok(edited) => edited,
+            Err(reason) => return self.refuse_response(key, reason),
+        };
+        let exchange = &mut session.exchange;
+        let bytes = core.buffers.bytes(buffer, buffer.unscanned..buffer.end);
         let edit = ResponseEdit {
             via_name: core.settings.via.as_bytes(),
             close: final_response && exchange.close,
             old_client: final_response && old_client,
             dechunk: final_response && old_client && head.framing == Framing::Chunked,
+            changes: response_changes(exchange.actions.as_deref(), edited, &core.texts),
         };
         edit_response(bytes, &head, &core.fields, &edit, &mut core.edit);
         let size = head.size as usize;

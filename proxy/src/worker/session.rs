@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 use std::net::{IpAddr, SocketAddr};
+use std::rc::Rc;
 
 use underpass_command::state::{Protocol, RedirectMode, Settings};
 
@@ -10,6 +11,7 @@ use super::random::RequestName;
 use super::trace::Trace;
 use crate::forward::{BufferPool, Endpoint, Flow, Kind, Ledger, Policy, TrailerLimits};
 use crate::http1::{Framing, Method, Reason, RequestHead, Span, Target, Version};
+use crate::route::Actions;
 
 /// Buffers that one request can need at once: what came from the client, what came from the backend, and an edited head
 /// on the way to each.
@@ -210,6 +212,8 @@ pub(super) struct Exchange {
     pub(super) head_start: usize,
     /// The cluster that it was led to, which counts it.
     pub(super) cluster: Option<u32>,
+    /// What its route does beside that.
+    pub(super) actions: Option<Rc<Actions>>,
     /// Index of the backend; `None` before one was chosen.
     pub(super) upstream: Option<u32>,
     pub(super) id: RequestName,
@@ -276,6 +280,7 @@ impl Exchange {
             head,
             head_start: 0,
             cluster: None,
+            actions: None,
             upstream: None,
             id: RequestName::none(),
             trace: Trace::none(),

@@ -358,13 +358,22 @@ impl Core {
 impl Core {
     /// Puts a route in its place, or in the place of the one that matches the same.
     pub(super) fn put_route(&mut self, route: &state::Route, cluster: Option<u32>) -> Result<(), String> {
-        let destination = Destination { cluster, allow_connect: route.allow_connect };
-        self.table(route.sni.is_some()).add(route, destination)
+        self.table(route.sni.is_some()).add(route, Destination::new(route, cluster)?)
     }
 
     /// Takes a route out.
     pub(super) fn remove_route(&mut self, key: &state::RouteKey) {
         self.table(key.sni.is_some()).remove(key);
+    }
+
+    /// Puts a named answer in its place, or in the place of the one of its name.
+    pub(super) fn put_answer(&mut self, answer: &state::Answer) -> Result<(), String> {
+        self.own.put(answer)
+    }
+
+    /// Takes a named answer out.
+    pub(super) fn remove_answer(&mut self, name: &str) {
+        self.own.remove(name);
     }
 
     fn table(&mut self, by_name: bool) -> &mut Table {

@@ -5,7 +5,7 @@ use std::fmt::Write;
 
 use underpass_command::state::{ForwardedFields, RequestId};
 
-use super::super::{Edit, Method, RequestEdit, ResponseEdit, edit_request, edit_response};
+use super::super::{Changes, Edit, Method, RequestEdit, ResponseEdit, edit_request, edit_response};
 use super::{LIMITS, request, response_to};
 use crate::forward::EDIT_ROOM;
 use crate::route::HOST_SIZE_MAX;
@@ -21,6 +21,7 @@ const LOUD: RequestEdit<'static> = RequestEdit {
     request_id: RequestId::Keep,
     id: &[b'0'; 32],
     traceparent: Some(&[b'0'; 55]),
+    changes: Changes::NONE,
 };
 
 #[track_caller]
@@ -97,7 +98,13 @@ fn responses() {
         };
         let Ok(Some((head, fields))) = response_to(Method::Get, text.as_bytes()) else { panic!("{text:?}") };
         let mut edit = Edit::with_capacity(LIMITS.head_size_max, LIMITS.header_count_max);
-        let with = ResponseEdit { via_name: LOUD.via_name, close: true, old_client: true, dechunk: false };
+        let with = ResponseEdit {
+            via_name: LOUD.via_name,
+            close: true,
+            old_client: true,
+            dechunk: false,
+            changes: Changes::NONE,
+        };
         edit_response(text.as_bytes(), &head, &fields, &with, &mut edit);
         assert!(edit.pieces().len() > 3, "{lines:?}");
     }

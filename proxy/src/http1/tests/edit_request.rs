@@ -4,7 +4,7 @@ use std::io::IoSlice;
 
 use underpass_command::state::{ForwardedFields, RequestId};
 
-use super::super::{Edit, RequestEdit, edit_request};
+use super::super::{Changes, Edit, RequestEdit, edit_request};
 use super::{LIMITS, accepted};
 
 /// Nothing is added.
@@ -18,6 +18,7 @@ pub(super) const QUIET: RequestEdit<'static> = RequestEdit {
     request_id: RequestId::Off,
     id: b"id-1",
     traceparent: None,
+    changes: Changes::NONE,
 };
 
 /// The head as the backend sees it.

@@ -1,10 +1,10 @@
 //! What the client is sent in place of the head that the backend sent.
 
-use super::super::{Edit, Method, ResponseEdit, edit_response};
+use super::super::{Changes, Edit, Method, ResponseEdit, edit_response};
 use super::{LIMITS, response_to};
 
 pub(super) const QUIET: ResponseEdit<'static> =
-    ResponseEdit { via_name: b"", close: false, old_client: false, dechunk: false };
+    ResponseEdit { via_name: b"", close: false, old_client: false, dechunk: false, changes: Changes::NONE };
 
 /// The head as the client sees it.
 pub(super) fn edited(method: Method, text: &str, with: &ResponseEdit<'_>) -> String {

@@ -3,7 +3,7 @@
 use underpass_command::state::{ForwardedFields, RequestId};
 
 use crate::http1::{
-    Edit, Fields, Framing, Known, Limits, Method, Reason, RequestEdit, RequestHead, ResponseEdit,
+    Changes, Edit, Fields, Framing, Known, Limits, Method, Reason, RequestEdit, RequestHead, ResponseEdit,
     ResponseHead, Target, Version, edit_request, edit_response, parse_request, parse_response,
 };
 
@@ -47,6 +47,7 @@ pub(crate) fn response(input: &[u8], method: Method) {
                 close: bits & 2 != 0,
                 old_client: bits & 4 != 0,
                 dechunk: bits & 8 != 0,
+                changes: Changes::NONE,
             };
             response_edited(input, &head, &fields, method, &with);
         }
@@ -163,6 +164,7 @@ const REQUEST_EDITS: [RequestEdit<'static>; 3] = [
         request_id: RequestId::Off,
         id: b"",
         traceparent: None,
+        changes: Changes::NONE,
     },
     RequestEdit {
         client: b"2001:db8::1",
@@ -174,6 +176,7 @@ const REQUEST_EDITS: [RequestEdit<'static>; 3] = [
         request_id: RequestId::Keep,
         id: b"0123456789abcdef",
         traceparent: Some(b"00-1"),
+        changes: Changes::NONE,
     },
     RequestEdit {
         client: b"192.0.2.1",
@@ -185,6 +188,7 @@ const REQUEST_EDITS: [RequestEdit<'static>; 3] = [
         request_id: RequestId::Replace,
         id: b"0123456789abcdef",
         traceparent: Some(b"00-1"),
+        changes: Changes::NONE,
     },
 ];
 
