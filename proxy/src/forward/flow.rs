@@ -74,6 +74,8 @@ pub struct Flow {
     pub(super) run: Option<Run>,
     /// The kernel's redirection was tried and is not wanted any more.
     pub(super) redirect_given_up: bool,
+    /// Since when the kernel's redirection has been waiting until the sink has room.
+    pub(super) waits_since_ms: Option<u64>,
     copied: u64,
     spliced: u64,
     pub(super) redirected: u64,
@@ -98,6 +100,7 @@ impl Flow {
             splice_given_up: false,
             run: None,
             redirect_given_up: false,
+            waits_since_ms: None,
             copied: 0,
             spliced: 0,
             redirected: 0,

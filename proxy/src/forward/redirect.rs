@@ -7,12 +7,14 @@
 
 mod attachment;
 mod redirector;
+#[cfg(test)]
+mod tests;
 
 use std::io;
 use std::os::fd::AsFd;
 
 use underpass_command::state::RedirectMode;
-use underpass_loader::{tcp_handed_at_least, tcp_handed_exactly};
+use underpass_loader::{Account, Sent, tcp_handed_at_least, tcp_handed_exactly};
 
 pub(super) use self::attachment::Attachment;
 pub use self::redirector::Redirector;
@@ -21,6 +23,10 @@ use crate::metrics::Counter;
 
 /// Below so many bytes a redirection costs more than it saves even where it is wanted: it takes about eight system calls.
 const SIZE_LEAST: u64 = 16 * 1024;
+
+/// In mode auto: a target that takes longer to make room for the next credit is slow. The kernel's gain is CPU time per byte,
+/// and there are hardly any; a splice holds more in readiness for it, and leaves the account to others.
+const STALL_MS: u64 = 1000;
 
 /// A redirection that goes on: a part of a message, at most as long as the ledger allowed when it began.
 #[derive(Debug)]
@@ -65,6 +71,9 @@ impl Flow {
         tools: &mut Tools<'_>,
     ) -> Begun {
         let begun = match tools.redirector.as_deref_mut() {
+            Some(_) if self.is_body_of_auto() && sink.redirect.spares_a_body() => {
+                Err(NotBegun::Never(Counter::FallbackSockmapRecent))
+            }
             None => Err(NotBegun::Never(Counter::FallbackSockmapOff)),
             Some(redirector) => self.begin_run(source, sink, redirector, tools.session),
         };
@@ -81,6 +90,14 @@ impl Flow {
                 Begun::Yes
             }
             Err(NotBegun::Later) => Begun::Later,
+            Err(NotBegun::Badly(counter)) => {
+                if self.is_body_of_auto() {
+                    sink.redirect.spare_next();
+                }
+                tools.metrics.add(counter, 1);
+                self.redirect_given_up = true;
+                Begun::No
+            }
             Err(NotBegun::Never(counter)) => {
                 // In mode auto nobody has asked for it.
                 if counter != Counter::FallbackSockmapOff || self.policy.mode == RedirectMode::Sockmap {
@@ -93,13 +110,13 @@ impl Flow {
     }
 
     fn begin_run(
-        &self,
+        &mut self,
         source: &mut Endpoint,
         sink: &mut Endpoint,
         redirector: &mut Redirector,
         session: usize,
     ) -> Result<Run, NotBegun> {
-        let refused = NotBegun::Never(Counter::FallbackSockmapRefused);
+        let refused = NotBegun::Badly(Counter::FallbackSockmapRefused);
         if source.redirect.is_source || source.redirect.is_spent {
             return Err(NotBegun::Never(Counter::FallbackSockmapHeld));
         }
@@ -111,7 +128,12 @@ impl Flow {
             _ => return Err(refused),
         };
         if !sink.has_drained(&sent, redirector.credit) {
+            self.waits_since_ms.get_or_insert(redirector.now_ms);
             return Err(NotBegun::Later);
+        }
+        let waited_ms = self.waits_since_ms.take().map_or(0, |since| redirector.now_ms.saturating_sub(since));
+        if waited_ms > STALL_MS && self.is_body_of_auto() {
+            return Err(NotBegun::Badly(Counter::FallbackSockmapRecent));
         }
         let total = self.ledger.data_left();
         let limit = total.min(redirector.credit);
@@ -143,84 +165,82 @@ impl Flow {
         sink: &mut Endpoint,
         tools: &mut Tools<'_>,
     ) -> Result<Option<Progress>, Broken> {
-        let (Some(run), Some(redirector)) = (self.run.as_mut(), tools.redirector.as_deref_mut()) else {
-            return Ok(None);
-        };
         // Before the account: what is in no queue any more has been counted.
         let exhausted = source.redirect.is_source && source.is_exhausted();
         loop {
-            let account = redirector.maps.account(run.slot);
-            let fresh = account.used - run.debited;
-            if fresh > 0 {
-                run.debited = account.used;
-                self.ledger.debit(fresh);
-                self.redirected += fresh;
-                tools.metrics.add(Counter::BytesRedirected, fresh);
-                tools.metrics.add(self.kind.redirected(), fresh);
+            match self.look_once(source, sink, tools, exhausted)? {
+                Look::Again => {}
+                Look::Wait(progress) => return Ok(Some(progress)),
+                Look::Ended => break,
             }
-            let (handed, sent) = tcp_handed_at_least(sink.as_fd()).map_err(Broken::Sink)?;
-            if sent.closed {
-                return Err(Broken::Sink(io::ErrorKind::ConnectionReset.into()));
-            }
-            // Less than the base where acknowledgements came while it was read.
-            let handed = handed.saturating_sub(run.base);
-            let behind = account.used.saturating_sub(handed) + sent.unsent;
-            if source.redirect.is_source && (account.stopped || exhausted) {
-                // What came before a reset is still delivered.
-                run.reset = source.take_back(run.cookie, redirector).err();
-                if account.stopped {
-                    tools.metrics.add(Counter::SockmapStops, 1);
-                }
-            }
-            if source.redirect.is_source && account.used < run.total {
-                if account.used < run.limit && source.has_ended() {
-                    // The parser was put off, because the socket was in use; when it has read to the end, nobody tells.
-                    redirector.look_again(run.slot);
-                }
-                let limit = run.total.min(account.used + redirector.credit);
-                let half = redirector.credit / 2;
-                if limit == run.limit || run.limit - account.used > half {
-                    return Ok(Some(Progress::Starved));
-                }
-                if behind > redirector.credit {
-                    if sink.has_drained(&sent, redirector.credit) {
-                        redirector.look_again(run.slot); // it is the kernel that is behind
-                    }
-                    return Ok(Some(Progress::Starved));
-                }
-                let wake_at = redirector.wake_at(limit, run.total);
-                redirector.maps.grant(run.slot, limit, wake_at);
-                run.limit = limit;
-                if redirector.maps.account(run.slot).used >= wake_at {
-                    continue; // the mark was passed before it was set
-                }
-                return Ok(Some(Progress::Starved));
-            }
-            // The programs have let everything through. It may still be on its way to the target: until it is there, the
-            // target must not be written to, shut down, closed or taken out of its map.
-            if handed < account.used {
-                if sink.is_writable_or_will_tell() {
-                    redirector.look_again(run.slot);
-                }
-                return Ok(Some(Progress::Blocked));
-            }
-            if handed > account.used {
-                debug_assert_eq!(
-                    handed, account.used,
-                    "bytes handed to the target, let through by the parser"
-                );
-                return Err(Broken::Sink(io::Error::other("more was sent than was let through")));
-            }
-            if source.redirect.is_source && !self.ledger.is_settled() {
-                // The end of a chunk. What follows is framing; it makes the parser stop.
-                return Ok(Some(Progress::Starved));
-            }
-            break;
         }
         match self.end_run(source, sink, tools) {
             Some(error) => Err(Broken::Source(error)),
             None => Ok(None),
         }
+    }
+
+    fn look_once(
+        &mut self,
+        source: &mut Endpoint,
+        sink: &mut Endpoint,
+        tools: &mut Tools<'_>,
+        exhausted: bool,
+    ) -> Result<Look, Broken> {
+        let account = self.enter(tools);
+        let (Some(account), Some(run), Some(redirector)) =
+            (account, self.run.as_mut(), tools.redirector.as_deref_mut())
+        else {
+            return Ok(Look::Ended);
+        };
+        let (handed, sent) = tcp_handed_at_least(sink.as_fd()).map_err(Broken::Sink)?;
+        if sent.closed {
+            return Err(Broken::Sink(io::ErrorKind::ConnectionReset.into()));
+        }
+        // Less than the base where acknowledgements came while it was read.
+        let handed = handed.saturating_sub(run.base);
+        if source.redirect.is_source && (account.stopped || exhausted) {
+            // What came before a reset is still delivered.
+            run.reset = source.take_back(run.cookie, redirector).err();
+            if account.stopped {
+                tools.metrics.add(Counter::SockmapStops, 1);
+            }
+        }
+        if source.redirect.is_source && account.used < run.total {
+            return Ok(run.renew(account, handed, &sent, source, sink, redirector));
+        }
+        // The programs have let everything through. It may still be on its way to the target: until it is there, the
+        // target must not be written to, shut down, closed or taken out of its map.
+        if handed < account.used {
+            if sink.is_writable_or_will_tell() {
+                redirector.look_again(run.slot);
+            }
+            return Ok(Look::Wait(Progress::Blocked));
+        }
+        if handed > account.used {
+            debug_assert_eq!(handed, account.used, "bytes handed to the target, let through by the parser");
+            return Err(Broken::Sink(io::Error::other("more was sent than was let through")));
+        }
+        if source.redirect.is_source && !self.ledger.is_settled() {
+            // The end of a chunk. What follows is framing; it makes the parser stop.
+            return Ok(Look::Wait(Progress::Starved));
+        }
+        Ok(Look::Ended)
+    }
+
+    /// Enters what the kernel has let through since it was looked at last; returns the run's account.
+    fn enter(&mut self, tools: &mut Tools<'_>) -> Option<Account> {
+        let run = self.run.as_mut()?;
+        let account = tools.redirector.as_deref()?.maps.account(run.slot);
+        let fresh = account.used - run.debited;
+        run.debited = account.used;
+        if fresh > 0 {
+            self.ledger.debit(fresh);
+            self.redirected += fresh;
+            tools.metrics.add(Counter::BytesRedirected, fresh);
+            tools.metrics.add(self.kind.redirected(), fresh);
+        }
+        Some(account)
     }
 
     /// All bytes have arrived. Returns how the source was reset, if it was.
@@ -237,8 +257,8 @@ impl Flow {
         if source.redirect.is_source && self.kind == Kind::Response {
             // That it has been reset meanwhile is found out by whoever uses it next.
             let _ = source.take_back(run.cookie, redirector);
-            // What it says all the same gives no event of its own.
-            source.readable = redirector.maps.account(run.slot).stopped;
+            // What it has said all the same raises no event any more, be it that the parser stopped or that it was not run yet.
+            source.readable = source.has_unread();
         }
         redirector.end_run(&run, tools.metrics);
         sink.redirect.leave_targets();
@@ -247,19 +267,19 @@ impl Flow {
 
     /// Gives a redirection up. What was on its way is lost, so neither side may go on with another message.
     pub(super) fn abandon_run(&mut self, tools: &mut Tools<'_>) {
-        let (Some(run), Some(redirector)) = (self.run.take(), tools.redirector.as_deref_mut()) else {
-            return;
-        };
-        // What the source still sends stays in its queue, for whoever throws it away.
-        redirector.maps.grant(run.slot, 0, 0);
-        let fresh = redirector.maps.account(run.slot).used - run.debited;
-        redirector.end_run(&run, tools.metrics);
-        if fresh > 0 {
-            self.ledger.debit(fresh);
-            self.redirected += fresh;
-            tools.metrics.add(Counter::BytesRedirected, fresh);
-            tools.metrics.add(self.kind.redirected(), fresh);
+        if let (Some(run), Some(redirector)) = (&self.run, tools.redirector.as_deref_mut()) {
+            // What the source still sends stays in its queue, for whoever throws it away.
+            redirector.maps.grant(run.slot, 0, 0);
         }
+        self.enter(tools);
+        if let (Some(run), Some(redirector)) = (self.run.take(), tools.redirector.as_deref_mut()) {
+            redirector.end_run(&run, tools.metrics);
+        }
+    }
+
+    /// Whether mode auto is to learn from it. A tunnel is one stream from its begin to its end.
+    fn is_body_of_auto(&self) -> bool {
+        self.policy.mode == RedirectMode::Auto && matches!(self.kind, Kind::Request | Kind::Response)
     }
 
     /// Whether the kernel has been told to move more than the credit allows, and stands still.
@@ -276,6 +296,53 @@ impl Flow {
     }
 }
 
+impl Run {
+    /// Renews the credit of a source that goes on, if half of it is spent and the target follows.
+    fn renew(
+        &mut self,
+        account: Account,
+        handed: u64,
+        sent: &Sent,
+        source: &Endpoint,
+        sink: &mut Endpoint,
+        redirector: &mut Redirector,
+    ) -> Look {
+        if account.used < self.limit && source.has_ended() {
+            // The parser was put off, because the socket was in use; when it has read to the end, nobody tells.
+            redirector.look_again(self.slot);
+        }
+        let limit = self.total.min(account.used + redirector.credit);
+        let half = redirector.credit / 2;
+        if limit == self.limit || self.limit - account.used > half {
+            return Look::Wait(Progress::Starved);
+        }
+        let behind = account.used.saturating_sub(handed) + sent.unsent;
+        if behind > redirector.credit {
+            if sink.has_drained(sent, redirector.credit) {
+                redirector.look_again(self.slot); // it is the kernel that is behind
+            }
+            return Look::Wait(Progress::Starved);
+        }
+        let wake_at = redirector.wake_at(limit, self.total);
+        redirector.maps.grant(self.slot, limit, wake_at);
+        self.limit = limit;
+        if redirector.maps.account(self.slot).used >= wake_at {
+            return Look::Again; // the mark was passed before it was set
+        }
+        Look::Wait(Progress::Starved)
+    }
+}
+
+/// What a look at a redirection has shown.
+enum Look {
+    /// Something has moved meanwhile.
+    Again,
+    /// It goes on; an event or the next look will tell.
+    Wait(Progress),
+    /// All that was let through has arrived.
+    Ended,
+}
+
 /// Whether a redirection has begun.
 pub(super) enum Begun {
     /// It has.
@@ -290,4 +357,6 @@ enum NotBegun {
     Later,
     /// Why not, as it is counted.
     Never(Counter),
+    /// The same, and mode auto is not to try it with the next bodies either.
+    Badly(Counter),
 }

@@ -146,6 +146,8 @@ counters! {
         FallbackSockmapNoFlow = "fallback_sockmap_no_flow",
         /// Bodies that were to go by sockmap and were not: the kernel refused one of the sockets.
         FallbackSockmapRefused = "fallback_sockmap_refused",
+        /// Bodies that mode auto spliced instead: it went badly with earlier ones to the same peer, which was slow or refused.
+        FallbackSockmapRecent = "fallback_sockmap_recent",
         /// Directions of tunnels that went on by splice: the socket could not be taken back while the other direction ran.
         FallbackSockmapHeld = "fallback_sockmap_held",
         /// Times the kernel stopped at the end of a credit or of a body.

@@ -165,6 +165,9 @@ impl Worker {
         let elapsed = self.began.elapsed();
         self.core.now.ms = u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX);
         self.core.now.us = u64::try_from(elapsed.as_micros()).unwrap_or(u64::MAX);
+        if let Some(redirector) = &mut self.core.redirector {
+            redirector.now_ms = self.core.now.ms;
+        }
         if let Some(slot) = &self.slot {
             slot.begin_turn(monotonic_ns());
         }

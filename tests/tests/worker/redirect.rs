@@ -8,16 +8,19 @@ use underpass_command::state::{Protocol, RedirectMode};
 use underpass_tests::body::Content;
 use underpass_tests::proxy::Setup;
 use underpass_tests::worker::Worker;
-use underpass_tests::{Backend, GET, Peer, is_root, skip};
+use underpass_tests::{Backend, GET, Peer, is_root, skip, until};
 
 const LARGE: usize = 300_000;
 
-/// Answers `GET /large` with a large body, everything else with the size of the request's body.
+const HUGE: usize = 8 << 20;
+
+/// Answers `GET /large` and `GET /huge` with such a body, everything else with the size of the request's body.
 fn backend() -> Backend {
     Backend::start(|connection| {
         while let Some(request) = connection.request_without_copy() {
             let body = match request.target() {
                 "/large" => Content::new(1, LARGE as u64).to_vec(),
+                "/huge" => Content::new(2, HUGE as u64).to_vec(),
                 _ => request.body.len().to_string().into_bytes(),
             };
             let mut response =
@@ -84,6 +87,50 @@ fn a_body_that_finds_no_account_is_spliced_and_counted() {
     assert!(worker.counter(Counter::FallbackSockmapNoFlow) >= 1);
     assert!(worker.counter(Counter::BytesRequestSpliced) >= LARGE as u64 - 40_000);
     assert!(worker.counter(Counter::BytesResponseRedirected) >= LARGE as u64 - 40_000);
+    worker.stop();
+}
+
+/// Mode auto learns from a client that reads nothing for a while: the rest of that body and the next ones are spliced, then the
+/// kernel is tried again. Others don't suffer from that.
+#[test]
+fn auto_splices_the_next_bodies_of_a_client_that_was_slow() {
+    const SPARED: u64 = 8;
+    /// Above what counts as slow.
+    const STALL: Duration = Duration::from_millis(1100);
+    let backend = backend();
+    let Some(setup) = redirecting(&backend) else { return };
+    let worker = Worker::start(setup.redirect(RedirectMode::Auto).with(|state| {
+        state.settings.sockmap_size_min = 128 * 1024;
+        state.settings.limits.redirect_credit = 512 * 1024;
+    }));
+    let redirected = || worker.counter(Counter::BytesResponseRedirected);
+    let spared = || worker.counter(Counter::FallbackSockmapRecent);
+    let large = Content::new(1, LARGE as u64).to_vec();
+    let get_large = |client: &mut Peer| {
+        client.send("GET /large HTTP/1.1\r\nHost: a\r\n\r\n");
+        assert!(client.response().body == large);
+    };
+    let mut slow = Peer::connect_with_small_window(worker.address());
+    slow.send("GET /huge HTTP/1.1\r\nHost: a\r\n\r\n");
+    let _ = slow.head();
+    // It reads nothing until the credit is spent, and nothing for a while then.
+    until("the kernel stops", || (worker.counter(Counter::SockmapStops) > 0).then_some(()));
+    sleep(STALL);
+    let body = slow.bytes(HUGE);
+    assert!(body == Content::new(2, HUGE as u64).to_vec());
+    assert_eq!(spared(), 1, "its rest");
+    let before = redirected();
+    get_large(&mut Peer::connect(worker.address()));
+    assert!(redirected() > before, "another client's body");
+
+    let before = redirected();
+    for number in 1..=SPARED {
+        get_large(&mut slow);
+        assert_eq!((spared(), redirected()), (1 + number, before));
+    }
+    get_large(&mut slow);
+    assert!(redirected() > before && spared() == 1 + SPARED, "tried again");
+    drop(slow);
     worker.stop();
 }
 

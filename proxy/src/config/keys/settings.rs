@@ -104,7 +104,8 @@ pub(in crate::config) static ROOT: &[Key<Settings>] = &[
         sockmap_size_min,
         0..=TIB,
         "bytes",
-        "In mode auto, the smallest rest of a body that is worth a redirection by sockmap. Tunnels always are."
+        "In mode auto, the smallest rest of a body that is worth a redirection by sockmap. Tunnels always are; \
+         the next bodies to a peer that took longer than a second for a credit are not."
     ),
     text!(
         "via",

@@ -19,6 +19,8 @@ pub struct Redirector {
     arriving: Vec<u32>,
     pub(super) credit: u64,
     pub(super) running: usize,
+    /// When the worker's turn began, on a clock of its own.
+    pub now_ms: u64,
 }
 
 impl Redirector {
@@ -36,6 +38,7 @@ impl Redirector {
             arriving: Vec::with_capacity(count as usize),
             credit,
             running: 0,
+            now_ms: 0,
         })
     }
 

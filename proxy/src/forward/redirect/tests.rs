@@ -1,0 +1,117 @@
+//! What nobody tells: bytes and ends that the kernel holds back because its parser was put off.
+
+use std::io::{self, Write};
+use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};
+use std::os::fd::{AsFd, OwnedFd};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use underpass_command::state::RedirectMode;
+use underpass_loader::{LoadError, RedirectPrograms, has_unread, tcp_sent};
+
+use super::{Redirector, Run};
+use crate::forward::{BufferPool, Endpoint, Flow, Kind, Ledger, PipePool, Policy, Tools};
+use crate::metrics::Block;
+
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// A source in the map whose bytes stay in its queue, and no account says that it has stopped: as it is while the kernel's
+/// parser is put off because the socket is in use.
+struct PutOff {
+    _programs: RedirectPrograms,
+    redirector: Redirector,
+    far: TcpStream,
+    source: Endpoint,
+    _peer: TcpStream,
+    sink: Endpoint,
+    slot: u32,
+    cookie: u64,
+}
+
+impl PutOff {
+    /// None where kernel or privileges do not allow it.
+    fn new(test: &str) -> Option<Self> {
+        let programs = match RedirectPrograms::load(1) {
+            Ok(programs) => programs,
+            Err(error @ LoadError::Unavailable { .. }) => {
+                println!("SKIP {test}: {error}");
+                return None;
+            }
+            Err(error) => panic!("loading: {error}"),
+        };
+        let descriptors: Vec<OwnedFd> =
+            programs.descriptors().into_iter().map(|fd| fd.try_clone_to_owned().unwrap()).collect();
+        let mut redirector = Redirector::open(descriptors.try_into().unwrap(), 4096).unwrap();
+        let ((far, mut source), (peer, sink)) = (connection().unwrap(), connection().unwrap());
+        let (slot, cookie) = source.account(&mut redirector).unwrap().unwrap();
+        redirector.maps.open_account(slot, 0, 0);
+        redirector.maps.insert_target(cookie, sink.as_fd()).unwrap();
+        redirector.maps.insert_source(cookie, source.as_fd()).unwrap();
+        source.redirect.is_source = true;
+        // Without an account the parser lets nothing through, and has nowhere to say so.
+        redirector.maps.unbind(cookie);
+        Some(Self { _programs: programs, redirector, far, source, _peer: peer, sink, slot, cookie })
+    }
+
+    fn until_unread(&self) {
+        until("it has come", || has_unread(self.source.as_fd()).unwrap());
+    }
+}
+
+fn connection() -> io::Result<(TcpStream, Endpoint)> {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+    let far = TcpStream::connect(listener.local_addr()?)?;
+    let (near, _) = listener.accept()?;
+    near.set_nonblocking(true)?;
+    Ok((far, Endpoint::new(mio::net::TcpStream::from_std(near), false, true)))
+}
+
+fn until(what: &str, is_so: impl Fn() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !is_so() {
+        assert!(Instant::now() < deadline, "not in time: {what}");
+        sleep(Duration::from_millis(1));
+    }
+}
+
+#[test]
+fn an_end_that_the_kernel_has_not_read_yet_is_looked_for_again() {
+    let name = "an_end_that_the_kernel_has_not_read_yet_is_looked_for_again";
+    let Some(mut bench) = PutOff::new(name) else { return };
+    bench.far.write_all(b"x").unwrap();
+    bench.until_unread();
+    assert!(!bench.source.reclaim(Some(&mut bench.redirector)));
+    assert!(!bench.redirector.is_waiting(), "a byte makes the parser stop, and that wakes");
+    bench.far.shutdown(Shutdown::Write).unwrap();
+    until("its end has come", || tcp_sent(bench.source.as_fd()).unwrap().ended);
+    bench.source.hangup = true; // as the event says
+    assert!(!bench.source.reclaim(Some(&mut bench.redirector)));
+    assert!(bench.redirector.is_waiting());
+}
+
+/// Else a backend's bytes behind its response would be taken for the next one.
+#[test]
+fn what_a_backend_says_behind_its_response_is_seen_though_no_event_tells() {
+    let name = "what_a_backend_says_behind_its_response_is_seen_though_no_event_tells";
+    for says in [false, true] {
+        let Some(mut bench) = PutOff::new(name) else { return };
+        if says {
+            bench.far.write_all(b"x").unwrap();
+            bench.until_unread();
+        }
+        let policy = Policy { mode: RedirectMode::Sockmap, splice_size_min: 0, sockmap_size_min: 0 };
+        let mut flow = Flow::new(Kind::Response, Ledger::settled(), policy, false);
+        let (slot, cookie) = (bench.slot, bench.cookie);
+        flow.run = Some(Run { slot, cookie, base: 0, total: 0, debited: 0, limit: 0, reset: None });
+        bench.redirector.running = 1;
+        let mut tools = Tools {
+            buffers: &mut BufferPool::new(1, 4096),
+            pipes: &mut PipePool::new(0, 0),
+            metrics: &Block::create().unwrap(),
+            redirector: Some(&mut bench.redirector),
+            session: 0,
+        };
+        assert!(flow.end_run(&mut bench.source, &mut bench.sink, &mut tools).is_none());
+        assert_eq!(bench.source.readable, says);
+    }
+}
