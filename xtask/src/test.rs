@@ -25,6 +25,7 @@ const TOOLS: &[Tool] = &[
     Tool::new("ip", "iproute2"),
     Tool::new("nginx", "nginx-light"),
     Tool::new("openssl", "openssl"),
+    Tool::new("promtool", "prometheus"),
     Tool::new("strace", "strace"),
     Tool::new("varnishtest", "varnish"),
 ];

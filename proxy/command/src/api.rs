@@ -37,6 +37,8 @@ pub struct Status {
     pub draining: bool,
     /// Path of the admin socket.
     pub admin_socket: PathBuf,
+    /// Where metrics are published for Prometheus, if they are.
+    pub metrics_address: Option<SocketAddr>,
     /// The workers, in their order.
     pub workers: Vec<WorkerStatus>,
     /// Where connections come in.

@@ -107,6 +107,7 @@ pub(super) fn sections() -> Vec<Section> {
     vec![
         section("", "Settings of the process. They stand above the first table.", keys::ROOT, &settings),
         section("[log]", "What is logged, and where.", keys::LOG, &settings),
+        section("[metrics]", "What is published for Prometheus.", keys::METRICS, &settings),
         section(
             "[limits]",
             "Bounds of each worker. Pools are sized from them at start and never grow.",

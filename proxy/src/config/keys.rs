@@ -26,12 +26,12 @@ macro_rules! integer {
 }
 
 macro_rules! boolean {
-    ($name:literal, $field:ident, $doc:literal) => {
+    ($name:literal, $($field:ident).+, $doc:literal) => {
         Key {
             name: $name,
             doc: $doc,
             need: Need::Default,
-            access: Access::Boolean { get: |item| item.$field, set: |item, yes| item.$field = yes },
+            access: Access::Boolean { get: |item| item.$($field).+, set: |item, yes| item.$($field).+ = yes },
         }
     };
 }
@@ -162,7 +162,7 @@ mod settings;
 
 pub(super) use clusters::{BACKEND, CLUSTER};
 pub(super) use items::{LISTENER, LISTENER_HTTP_ONLY, ROUTE, ROUTE_HTTP_ONLY};
-pub(super) use settings::{LIMITS, LOG, ROOT, TABLES, TIMEOUTS};
+pub(super) use settings::{LIMITS, LOG, METRICS, ROOT, TABLES, TIMEOUTS};
 
 /// An item with every default, before a file says more. Its required keys hold what no file can give.
 pub(super) trait Blank {

@@ -8,6 +8,7 @@ use underpass_command::api::{
 use underpass_command::live::{ClusterEntry, Configuration};
 
 use super::events::Events;
+use super::metrics::Scrape;
 
 /// Requests that may wait for the supervisor's loop.
 const REQUESTS_MAX: usize = 64;
@@ -43,6 +44,7 @@ pub(super) enum Request {
     Save(Reply<Saved>),
     SetRedirect(RedirectChange, Reply<RedirectStatus>),
     SetSteering(SteeringChange, Reply<SteeringStatus>),
+    Scrape(Reply<Scrape>),
     Stop,
 }
 
@@ -115,7 +117,7 @@ impl Handle {
         answer.blocking_recv().ok()?.ok()
     }
 
-    async fn ask<T>(&self, request: impl FnOnce(Reply<T>) -> Request) -> Result<T, Failure> {
+    pub(super) async fn ask<T>(&self, request: impl FnOnce(Reply<T>) -> Request) -> Result<T, Failure> {
         let gone = || Failure::new(503, "the proxy is ending", "start it again");
         let (reply, answer) = oneshot::channel();
         self.requests.send(request(reply)).await.map_err(|_| gone())?;

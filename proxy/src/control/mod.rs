@@ -39,6 +39,7 @@ mod commands;
 mod events;
 mod link;
 mod machine;
+mod metrics;
 mod numbers;
 mod program_log;
 mod redirection;
@@ -52,6 +53,7 @@ mod supervisor;
 mod workers;
 
 use std::io;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -139,6 +141,14 @@ pub enum ControlError {
     /// A saved configuration cannot be read or written.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// The address for Prometheus cannot be opened.
+    #[error("metrics.address {address}: {source}; choose another, or leave the key out")]
+    MetricsAddress {
+        /// The address.
+        address: SocketAddr,
+        /// Why.
+        source: io::Error,
+    },
     /// A worker does not take the configured state.
     #[error("worker {worker} refuses the configuration: {reason}")]
     Refused {

@@ -6,7 +6,9 @@ use super::access_log::AccessLog;
 use super::commands::redirect_status;
 use super::supervisor::Supervisor;
 use crate::http1::Reason;
-use crate::metrics::{Block, Counter, Histogram, Peer};
+use crate::metrics::{
+    BackendCounter, Block, ClusterCounter, Counter, Histogram, ListenerCounter, Peer, View,
+};
 
 /// Counters that go down again: they describe a process, and end with it.
 const GAUGES: [Counter; 8] = [
@@ -25,6 +27,10 @@ pub(super) fn clear_gauges(block: &Block) {
     for gauge in GAUGES {
         block.set(gauge, 0);
     }
+    let view = View::new(block);
+    view.clear_gauges::<ListenerCounter>();
+    view.clear_gauges::<ClusterCounter>();
+    view.clear_gauges::<BackendCounter>();
 }
 
 impl Supervisor {
@@ -56,6 +62,7 @@ impl Supervisor {
             generation: self.generation,
             draining: self.is_draining(),
             admin_socket: self.configuration.settings().admin_socket.clone(),
+            metrics_address: self.metrics.address(),
             workers,
             listeners: self
                 .configuration

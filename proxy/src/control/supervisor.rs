@@ -24,6 +24,8 @@ use super::link::{Event, Letter, Link, Source, Told};
 use super::machine::{
     allowed_cpus, assign_cpus, check_user, descriptor_shortage, idle_workers, raise_descriptor_limit,
 };
+
+use super::metrics;
 use super::numbers::Registry;
 use super::redirection::Redirection;
 use super::sockets::{self, ListenerSockets};
@@ -78,6 +80,7 @@ pub(super) struct Supervisor {
     handle: Handle,
     requests: mpsc::Receiver<Request>,
     admin: admin::Server,
+    pub(super) metrics: metrics::Server,
     signals: Signals,
 }
 
@@ -117,8 +120,10 @@ impl Supervisor {
         admin.configure(settings);
         let audit_file = settings.log.audit_file.as_deref();
         admin.open_audit_log(audit_file).map_err(ControlError::audit_log(audit_file))?;
+        let mut metrics = open_metrics(settings)?;
         let (worker_sender, worker_events) = mpsc::channel(EVENTS_MAX);
         admin.serve(handle.clone());
+        metrics.serve(handle.clone());
         let mut supervisor = Self {
             configuration,
             registry: Registry::default(),
@@ -143,6 +148,7 @@ impl Supervisor {
             handle,
             requests,
             admin,
+            metrics,
             signals,
         };
         supervisor.number_everything();
@@ -335,6 +341,7 @@ impl Supervisor {
             Request::Save(reply) => drop(reply.send(self.save())),
             Request::SetRedirect(change, reply) => self.set_redirect(&change, reply),
             Request::SetSteering(change, reply) => self.set_steering(change, reply),
+            Request::Scrape(reply) => drop(reply.send(Ok(self.scrape()))),
             Request::Stop => self.drain(),
         }
     }
@@ -478,6 +485,14 @@ fn start_access_log(settings: &Settings, workers: usize) -> Result<Option<Access
     }
     let started = AccessLog::start(&log.access_file, workers);
     started.map(Some).map_err(|source| ControlError::AccessLog { path: log.access_file.clone(), source })
+}
+
+fn open_metrics(settings: &Settings) -> Result<metrics::Server, ControlError> {
+    let address = settings.metrics.address;
+    metrics::Server::bind(address).map_err(|source| match address {
+        Some(address) => ControlError::MetricsAddress { address, source },
+        None => ControlError::System { what: "metrics", source },
+    })
 }
 
 fn notify_systemd(state: sd_notify::NotifyState<'_>) {

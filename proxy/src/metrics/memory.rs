@@ -239,6 +239,11 @@ impl<C: SlotCounter> Slot<'_, C> {
         self.add(gauge, if up { 1 } else { u64::MAX });
     }
 
+    /// Reads a counter.
+    pub fn get(&self, counter: C) -> u64 {
+        self.words[counter.index()].load(Relaxed)
+    }
+
     /// Counts a duration in the histogram at `place`.
     #[inline]
     pub fn duration(&self, place: usize, micros: u64) {

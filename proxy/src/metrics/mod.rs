@@ -8,12 +8,14 @@
 //! (`slots`). A [`View`] reads those without touching the pages that nobody has counted in.
 
 mod durations;
+mod exposition;
 mod histogram;
 mod memory;
 mod slots;
 mod view;
 
 pub use durations::{COARSE, Durations, FINE, Scale};
+pub use exposition::{Exposition, Family, Format, Kind, Labels, PUBLISHED_BOUNDS_US, seconds};
 pub use histogram::{BUCKETS, Histogram, bucket_of, bucket_value_max};
 pub use memory::{Block, BlockError, Slot};
 pub use slots::{

@@ -39,6 +39,15 @@ impl<'a> View<'a> {
         true
     }
 
+    /// A counter of a slot.
+    pub fn get<C: SlotCounter>(&self, number: u32, counter: C) -> u64 {
+        let page = C::AREA.slot(number) / PAGE_WORDS;
+        match self.written[page / 64] & 1 << (page % 64) {
+            0 => 0,
+            _ => self.block.slot::<C>(number).get(counter),
+        }
+    }
+
     /// Sets the gauges of all slots of a kind to zero: who has died takes nothing back.
     pub fn clear_gauges<C: SlotCounter>(&self) {
         let gauges = C::ALL.iter().filter(|counter| counter.is_gauge());
@@ -191,6 +200,7 @@ mod tests {
         }
         let views: Vec<View<'_>> = blocks.iter().map(View::new).collect();
         let sum = Reading::<ClusterCounter>::of(&views, 0);
+        assert_eq!(views[1].get(0, ClusterCounter::Retries) + views[1].get(1, ClusterCounter::Retries), 4);
         assert_eq!((sum.get(ClusterCounter::Retries), sum.durations(0).sum_us()), (8, 9100));
         assert_eq!(sum.durations(0).quantile_us(1.0), Some(10_000));
     }

@@ -94,6 +94,14 @@ pub(super) struct Upstream {
     pub(super) idle: Vec<usize>,
 }
 
+/// Buffers of a worker.
+pub(crate) fn buffer_count(limits: &state::Limits) -> u32 {
+    match limits.buffers {
+        0 => limits.connections.saturating_mul(super::session::BUFFERS_PER_REQUEST),
+        set => set.max(super::session::BUFFERS_PER_REQUEST),
+    }
+}
+
 /// Everything but the sessions and the connections to backends.
 pub(super) struct Core {
     pub(super) registry: Registry,
@@ -149,10 +157,7 @@ impl Core {
     ) -> Self {
         let limits = &settings.limits;
         let sessions = limits.connections as usize + super::session::OVERFLOW;
-        let buffers = match limits.buffers {
-            0 => limits.connections.saturating_mul(super::session::BUFFERS_PER_REQUEST),
-            set => set.max(super::session::BUFFERS_PER_REQUEST),
-        };
+        let buffers = buffer_count(limits);
         Self {
             registry,
             buffers: BufferPool::new(buffers, limits.buffer_size as usize),

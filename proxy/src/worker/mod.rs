@@ -28,6 +28,7 @@ mod trace;
 mod tunnel;
 mod wheel;
 
+pub(crate) use self::core::buffer_count;
 pub use event_loop::{Ended, Worker};
 pub use start::{Confinement, run_from_environment, serve};
 

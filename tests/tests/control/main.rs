@@ -7,6 +7,7 @@ mod admin_callers;
 mod command_line;
 mod lab;
 mod lifecycle;
+mod metrics;
 mod ordinary_user;
 
 use std::process::{Command, Output};

@@ -1,5 +1,6 @@
 //! Settings of the process.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
@@ -33,6 +34,8 @@ pub struct Settings {
     pub via: String,
     /// What is logged, and where.
     pub log: Log,
+    /// What is published for Prometheus.
+    pub metrics: Metrics,
     /// Bounds of each worker.
     pub limits: Limits,
     /// The deadline of each kind of wait.
@@ -53,6 +56,7 @@ impl Default for Settings {
             sockmap_size_min: 768 * 1024,
             via: "underpass".into(),
             log: Log::default(),
+            metrics: Metrics::default(),
             limits: Limits::default(),
             timeouts: Timeouts::default(),
         }
@@ -81,6 +85,24 @@ impl Default for Log {
             access_file: PathBuf::from("-"),
             audit_file: None,
         }
+    }
+}
+
+/// What is published for Prometheus.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Metrics {
+    /// Where `GET /metrics` is answered; none answers nowhere.
+    pub address: Option<SocketAddr>,
+    /// Whether each backend has metrics of its own.
+    pub backends: bool,
+    /// Series in one answer; those beyond are left out, and counted.
+    pub series_max: u32,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self { address: None, backends: true, series_max: 100_000 }
     }
 }
 

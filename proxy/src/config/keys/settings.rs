@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use underpass_command::state::{AccessLogFormat, RedirectMode, Settings, SteeringPolicy};
 
 use super::store;
-use crate::config::syntax::{Syntax, parse_choice, parse_uids};
+use crate::config::syntax::{Syntax, parse_address, parse_choice, parse_uids};
 use crate::config::table::{Access, Key, Need};
 
 /// 30 days: long enough for any wait, short enough that no deadline overflows.
@@ -148,6 +148,33 @@ pub(in crate::config) static LOG: &[Key<Settings>] = &[
             },
         },
     },
+];
+
+/// Keys of `[metrics]`.
+pub(in crate::config) static METRICS: &[Key<Settings>] = &[
+    Key {
+        name: "address",
+        doc: "Where GET /metrics is answered for Prometheus, to anybody who can connect: use a loopback or internal address. \
+              Without it: nowhere; the admin API has the same at /v1/metrics.",
+        need: Need::Optional("127.0.0.1:9464"),
+        access: Access::Text {
+            syntax: Syntax::ListenAddress,
+            get: |settings| settings.metrics.address.map(|address| address.to_string()),
+            set: |settings, text| {
+                settings.metrics.address = Some(parse_address(text)?);
+                Ok(())
+            },
+        },
+    },
+    boolean!("backends", metrics.backends, "Whether each backend has metrics of its own."),
+    integer!(
+        "series_max",
+        metrics.series_max,
+        100..=10_000_000,
+        "series",
+        "Series in one answer. Those beyond are left out, those of backends first, and counted in \
+         underpass_metrics_series_left_out. A cluster has about 60, a backend about 20."
+    ),
 ];
 
 /// Keys of `[limits]`.
@@ -306,4 +333,4 @@ pub(in crate::config) static TIMEOUTS: &[Key<Settings>] = &[
 
 /// The tables of settings, and their keys.
 pub(in crate::config) static TABLES: &[(&str, &[Key<Settings>])] =
-    &[("log", LOG), ("limits", LIMITS), ("timeouts", TIMEOUTS)];
+    &[("log", LOG), ("metrics", METRICS), ("limits", LIMITS), ("timeouts", TIMEOUTS)];

@@ -10,8 +10,8 @@ use proptest::sample::select;
 use proptest::test_runner::RngSeed;
 use underpass_command::state::{
     AccessLogFormat, AtLimit, Backend, Balance, Check, Cluster, ForwardedFields, HashKey, Limits, Listener,
-    Log, PathMatch, Protocol, ProxyProtocol, RedirectMode, RequestId, RetryOn, Route, SendProxy, Settings,
-    State, StatusRanges, SteeringPolicy, Timeouts, TraceContext, WhenAllDown,
+    Log, Metrics, PathMatch, Protocol, ProxyProtocol, RedirectMode, RequestId, RetryOn, Route, SendProxy,
+    Settings, State, StatusRanges, SteeringPolicy, Timeouts, TraceContext, WhenAllDown,
 };
 
 use crate::config::{Problem, Severity, parse, to_toml, validate};
@@ -75,6 +75,16 @@ fn log() -> impl Strategy<Value = Log> {
     })
 }
 
+fn metrics() -> impl Strategy<Value = Metrics> {
+    (option::of((ip(), any::<u16>())), any::<bool>(), 100..=10_000_000_u32).prop_map(
+        |(address, backends, series_max)| Metrics {
+            address: address.map(SocketAddr::from),
+            backends,
+            series_max,
+        },
+    )
+}
+
 fn settings() -> impl Strategy<Value = Settings> {
     let names =
         ("[a-z_][a-z0-9_-]{0,20}|", "/[^\\p{Cc}/]{1,20}", "[a-zA-Z0-9.!#$%&'*+^_`|~-]{1,20}(:[0-9]{1,4})?|");
@@ -82,13 +92,13 @@ fn settings() -> impl Strategy<Value = Settings> {
     let sizes = (0..=(1_u64 << 40), 0..=(1_u64 << 40));
     let saved_state = option::of("[^\\p{Cc}]{0,40}[^\\p{Cc}/]");
     let process = (0..=1024_u16, vec(0..u32::MAX, 0..4), saved_state);
-    (process, names, modes, sizes, log(), limits(), timeouts()).prop_map(
+    (process, names, modes, sizes, (log(), metrics()), limits(), timeouts()).prop_map(
         |(
             (workers, admin_uids, saved_state),
             (user, socket, via),
             (redirect, steering),
             sizes,
-            log,
+            (log, metrics),
             limits,
             timeouts,
         )| {
@@ -104,6 +114,7 @@ fn settings() -> impl Strategy<Value = Settings> {
                 sockmap_size_min: sizes.1,
                 via,
                 log,
+                metrics,
                 limits,
                 timeouts,
             }

@@ -181,6 +181,7 @@ pub fn settled_differently(before: &Settings, after: &Settings) -> Vec<&'static 
         ("user", before.user == after.user),
         ("saved_state", before.saved_state == after.saved_state),
         ("admin_socket", before.admin_socket == after.admin_socket),
+        ("metrics.address", before.metrics.address == after.metrics.address),
         ("log.level", before.log.level == after.log.level),
         ("log.access", before.log.access == after.log.access),
         ("log.access_file", before.log.access_file == after.log.access_file),
@@ -219,6 +220,7 @@ pub fn keep_settled(saved: &mut Settings, file: &Settings) {
     saved.user.clone_from(&file.user);
     saved.admin_socket.clone_from(&file.admin_socket);
     saved.saved_state.clone_from(&file.saved_state);
+    saved.metrics.address = file.metrics.address;
     saved.log = file.log.clone();
     saved.limits = underpass_command::state::Limits {
         request_body_size_max: limits.request_body_size_max,
