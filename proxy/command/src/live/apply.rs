@@ -1,90 +1,14 @@
 //! Applies a change as a whole, or not at all.
 
-use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::collections::{BTreeMap, HashMap};
 
 use super::diff::Steps;
-use super::{
-    BACKENDS_MAX, BACKENDS_PER_CLUSTER_MAX, CLUSTERS_MAX, ClusterEntry, Configuration, LISTENERS_MAX,
-    Operation, OperationError, ROUTES_MAX,
-};
-use crate::state::{Backend, Cluster, Listener, Route, RouteKey, Settings};
+use super::touched::{Touched, note};
+use super::{ClusterEntry, Configuration, Operation, OperationError};
+use crate::state::{Answer, AnswerFor, Cluster, Listener, Route, RouteKey};
 
 /// The most faults that are told of one change.
-const ERRORS_MAX: usize = 100;
-
-/// An item as it was before a change, and the last step that touched it.
-type Before<T> = (Option<T>, usize);
-
-/// What a change has touched.
-#[derive(Debug, Default)]
-pub struct Touched {
-    settings: Option<(Settings, usize)>,
-    listeners: BTreeMap<String, Before<Listener>>,
-    /// Own settings only.
-    clusters: BTreeMap<String, Before<Cluster>>,
-    backends: BTreeMap<String, BTreeMap<SocketAddr, Before<Backend>>>,
-    routes: BTreeMap<RouteKey, Before<Route>>,
-}
-
-impl Touched {
-    /// The step that changed the settings.
-    pub fn settings(&self) -> Option<usize> {
-        self.settings.as_ref().map(|(_, step)| *step)
-    }
-
-    /// The settings as they were before, if the change touched them.
-    pub fn settings_before(&self) -> Option<&Settings> {
-        self.settings.as_ref().map(|(before, _)| before)
-    }
-
-    /// The step that touched a cluster's own settings last.
-    pub fn cluster(&self, name: &str) -> Option<usize> {
-        self.clusters.get(name).map(|(_, step)| *step)
-    }
-
-    /// The step that touched a listener last.
-    pub fn listener(&self, name: &str) -> Option<usize> {
-        self.listeners.get(name).map(|(_, step)| *step)
-    }
-
-    /// The step that touched a backend last.
-    pub fn backend(&self, cluster: &str, address: SocketAddr) -> Option<usize> {
-        self.backends.get(cluster)?.get(&address).map(|(_, step)| *step)
-    }
-
-    /// The step that touched a route last.
-    pub fn route(&self, key: &RouteKey) -> Option<usize> {
-        self.routes.get(key).map(|(_, step)| *step)
-    }
-
-    /// Backends of one cluster by address, each with the last step that touched it.
-    pub fn backends_of(&self, cluster: &str) -> impl Iterator<Item = (SocketAddr, usize)> {
-        self.backends.get(cluster).into_iter().flatten().map(|(address, (_, step))| (*address, *step))
-    }
-
-    /// Listeners, each with the last step that touched it.
-    pub fn listeners(&self) -> impl Iterator<Item = (&str, usize)> {
-        self.listeners.iter().map(|(name, (_, step))| (name.as_str(), *step))
-    }
-
-    /// Clusters whose own settings were touched, each with the last step that did.
-    pub fn clusters(&self) -> impl Iterator<Item = (&str, usize)> {
-        self.clusters.iter().map(|(name, (_, step))| (name.as_str(), *step))
-    }
-
-    /// Backends by cluster and address, each with the last step that touched it.
-    pub fn backends(&self) -> impl Iterator<Item = (&str, SocketAddr, usize)> {
-        self.backends.iter().flat_map(|(cluster, backends)| {
-            backends.iter().map(|(address, (_, step))| (cluster.as_str(), *address, *step))
-        })
-    }
-
-    /// Routes by what they match, each with the last step that touched it.
-    pub fn routes(&self) -> impl Iterator<Item = (&RouteKey, usize)> {
-        self.routes.iter().map(|(key, (_, step))| (key, *step))
-    }
-}
+pub(super) const ERRORS_MAX: usize = 100;
 
 /// A change that has been applied and can still be taken back.
 #[derive(Debug)]
@@ -180,6 +104,9 @@ impl Configuration {
                 touched.settings = Some((first, step));
                 Ok(())
             }
+            Operation::AddAnswer { .. } | Operation::ChangeAnswer { .. } | Operation::RemoveAnswer { .. } => {
+                self.step_answer(step, operation, touched)
+            }
             Operation::AddCluster { cluster } => self.add_cluster(step, cluster, touched),
             Operation::ChangeCluster { cluster } => {
                 if !cluster.backends.is_empty() {
@@ -188,13 +115,16 @@ impl Configuration {
                 }
                 let name = &cluster.name;
                 let entry = self.clusters.get_mut(name).ok_or_else(|| missing("cluster", &quoted(name)))?;
+                name_answers(&mut self.answer_uses, &cluster.answers, true);
                 let before = std::mem::replace(&mut entry.own, cluster.clone());
+                name_answers(&mut self.answer_uses, &before.answers, false);
                 note(&mut touched.clusters, name, Some(before), step);
                 Ok(())
             }
             Operation::RemoveCluster { name } => {
                 let entry = self.clusters.remove(name).ok_or_else(|| missing("cluster", &quoted(name)))?;
                 self.backends -= entry.backends.len();
+                name_answers(&mut self.answer_uses, &entry.own.answers, false);
                 note(&mut touched.clusters, name, Some(entry.own), step);
                 let backends = touched.backends.entry(name.clone()).or_default();
                 for (address, backend) in entry.backends {
@@ -259,8 +189,37 @@ impl Configuration {
             note(seen, address, None, step);
         }
         self.backends += backends.len();
+        name_answers(&mut self.answer_uses, &cluster.answers, true);
         let own = Cluster { backends: Vec::new(), ..cluster.clone() };
         self.clusters.insert(cluster.name.clone(), ClusterEntry { own, backends });
+        Ok(())
+    }
+
+    fn step_answer(
+        &mut self,
+        step: usize,
+        operation: &Operation,
+        touched: &mut Touched,
+    ) -> Result<(), Fault> {
+        let (name, after) = match operation {
+            Operation::AddAnswer { answer } if self.answers.contains_key(&answer.name) => {
+                return Err(exists("answer", &quoted(&answer.name)));
+            }
+            Operation::AddAnswer { answer } => (&answer.name, Some(answer)),
+            Operation::ChangeAnswer { answer: Answer { name, .. } } | Operation::RemoveAnswer { name }
+                if !self.answers.contains_key(name) =>
+            {
+                return Err(missing("answer", &quoted(name)));
+            }
+            Operation::ChangeAnswer { answer } => (&answer.name, Some(answer)),
+            Operation::RemoveAnswer { name } => (name, None),
+            _ => return Ok(()),
+        };
+        let before = match after {
+            Some(answer) => self.answers.insert(name.clone(), answer.clone()),
+            None => self.answers.remove(name),
+        };
+        note(&mut touched.answers, name, before, step);
         Ok(())
     }
 
@@ -323,12 +282,18 @@ impl Configuration {
         if let Some(cluster) = listener.as_ref().and_then(|listener| listener.default_cluster.as_deref()) {
             count(&mut self.references, cluster, true);
         }
+        if let Some(listener) = &listener {
+            name_answers(&mut self.answer_uses, &listener.answers, true);
+        }
         let before = match listener {
             Some(listener) => self.listeners.insert(name.to_owned(), listener),
             None => self.listeners.remove(name),
         };
         if let Some(cluster) = before.as_ref().and_then(|listener| listener.default_cluster.as_deref()) {
             count(&mut self.references, cluster, false);
+        }
+        if let Some(before) = &before {
+            name_answers(&mut self.answer_uses, &before.answers, false);
         }
         before
     }
@@ -341,6 +306,9 @@ impl Configuration {
             }
             if let Some(listener) = route.listener.as_deref() {
                 count(&mut self.listener_routes, listener, up);
+            }
+            if let Some(answer) = answer_of(route) {
+                count(&mut self.answer_uses, answer, up);
             }
         };
         if let Some(route) = &route {
@@ -356,80 +324,24 @@ impl Configuration {
         before
     }
 
-    /// What is named at the end of the change must be there.
-    fn check_references(
-        &self,
-        operations: &[Operation],
-        touched: &Touched,
-        errors: &mut Vec<OperationError>,
-    ) {
-        let mut refuse = |step: usize, reason: String, remedy: &str| {
-            if errors.len() < ERRORS_MAX {
-                let what = operations[step].to_string();
-                errors.push(OperationError { step: Some(step), what, reason, remedy: remedy.to_owned() });
-            }
-        };
-        let absent = |cluster: &str| format!("there is no cluster \"{cluster}\"");
-        let add = "add it in this change or before, or name another";
-        for (name, (_, step)) in &touched.listeners {
-            let cluster = self.listeners.get(name).and_then(|listener| listener.default_cluster.as_deref());
-            if let Some(cluster) = cluster.filter(|cluster| !self.clusters.contains_key(*cluster)) {
-                refuse(*step, absent(cluster), add);
-            }
-            if !self.listeners.contains_key(name)
-                && let Some(count) = self.listener_routes.get(name)
-            {
-                refuse(
-                    *step,
-                    format!("{count} routes are for this listener only"),
-                    "remove them in the same change",
-                );
-            }
-        }
-        for (key, (_, step)) in &touched.routes {
-            let Some(route) = self.routes.get(key) else { continue };
-            if let Some(cluster) = route.cluster().filter(|cluster| !self.clusters.contains_key(*cluster)) {
-                refuse(*step, absent(cluster), add);
-            }
-            if let Some(name) = route.listener.as_deref().filter(|name| !self.listeners.contains_key(*name)) {
-                refuse(*step, format!("there is no listener \"{name}\""), add);
-            }
-        }
-        for (name, (_, step)) in &touched.clusters {
-            if !self.clusters.contains_key(name)
-                && let Some(count) = self.references.get(name)
-                // Those that this change has brought are told above.
-                && !touched.routes.keys().any(|key| self.routes.get(key).and_then(Route::cluster) == Some(name))
-            {
-                let reason = format!("{count} routes and listeners still lead to this cluster");
-                refuse(*step, reason, "remove or change them in the same change");
-            }
-        }
-    }
-
-    fn check_counts(&self, touched: &Touched, errors: &mut Vec<OperationError>) {
-        let mut check = |count: usize, max: usize, what: String| {
-            if count > max && errors.len() < ERRORS_MAX {
-                let reason = format!("{count}, above the limit of {max}");
-                errors.push(OperationError { step: None, what, reason, remedy: "remove some".into() });
-            }
-        };
-        check(self.listeners.len(), LISTENERS_MAX, "listeners".into());
-        check(self.clusters.len(), CLUSTERS_MAX, "clusters".into());
-        check(self.routes.len(), ROUTES_MAX, "routes".into());
-        check(self.backends, BACKENDS_MAX, "backends".into());
-        for name in touched.backends.keys() {
-            let count = self.clusters.get(name).map_or(0, |entry| entry.backends.len());
-            check(count, BACKENDS_PER_CLUSTER_MAX, format!("backends of cluster \"{name}\""));
-        }
-    }
-
     /// Puts everything back that a change has touched.
     fn restore(&mut self, touched: Touched) {
         if let Some((settings, _)) = touched.settings {
             self.settings = settings;
         }
+        for (name, (before, _)) in touched.answers {
+            match before {
+                Some(answer) => self.answers.insert(name, answer),
+                None => self.answers.remove(&name),
+            };
+        }
         for (name, (before, _)) in touched.clusters {
+            if let Some(own) = &before {
+                name_answers(&mut self.answer_uses, &own.answers, true);
+            }
+            if let Some(entry) = self.clusters.get(&name) {
+                name_answers(&mut self.answer_uses, &entry.own.answers, false);
+            }
             match (before, self.clusters.get_mut(&name)) {
                 (None, _) => {
                     if let Some(entry) = self.clusters.remove(&name) {
@@ -468,6 +380,9 @@ impl Configuration {
         if touched.settings.as_ref().is_some_and(|(before, _)| *before != self.settings) {
             steps.settings(self);
         }
+        for (name, (before, _)) in &touched.answers {
+            steps.answer(name, before.as_ref(), self.answers.get(name));
+        }
         for (name, (before, _)) in &touched.clusters {
             steps.cluster(name, before.as_ref(), self.clusters.get(name));
         }
@@ -488,18 +403,18 @@ impl Configuration {
     }
 }
 
-/// Keeps what was there before the first step that touched it, and which step touched it last.
-fn note<K: Ord + Clone, T>(items: &mut BTreeMap<K, Before<T>>, key: &K, before: Option<T>, step: usize) {
-    match items.get_mut(key) {
-        Some((_, last)) => *last = step,
-        None => {
-            items.insert(key.clone(), (before, step));
-        }
-    }
+/// The answer that a route gives.
+pub(super) fn answer_of(route: &Route) -> Option<&str> {
+    route.respond.as_ref()?.answer.as_deref()
+}
+
+/// Counts the use of answers up or down.
+fn name_answers(uses: &mut HashMap<String, usize>, wanted: &[AnswerFor], up: bool) {
+    wanted.iter().for_each(|wanted| count(uses, &wanted.answer, up));
 }
 
 /// One more, or one less, of a name.
-fn count(names: &mut std::collections::HashMap<String, usize>, name: &str, up: bool) {
+fn count(names: &mut HashMap<String, usize>, name: &str, up: bool) {
     if up {
         match names.get_mut(name) {
             Some(count) => *count += 1,

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{ClusterEntry, Configuration, Operation};
-use crate::state::Cluster;
+use crate::state::{Answer, Cluster};
 
 /// The operations that make `to` of `from`: none for what is equal, in an order in which each can be done.
 pub fn diff(from: &Configuration, to: &Configuration) -> Vec<Operation> {
@@ -11,6 +11,9 @@ pub fn diff(from: &Configuration, to: &Configuration) -> Vec<Operation> {
     if from.settings != to.settings {
         steps.settings(to);
     }
+    each_key(&from.answers, &to.answers, |name| {
+        steps.answer(name, from.answers.get(name), to.answers.get(name));
+    });
     each_key(&from.clusters, &to.clusters, |name| {
         let (before, after) = (from.clusters.get(name), to.clusters.get(name));
         steps.cluster(name, before.map(ClusterEntry::own), after);
@@ -41,6 +44,7 @@ fn each_key<K: Ord, V: PartialEq>(from: &BTreeMap<K, V>, to: &BTreeMap<K, V>, vi
 pub(super) struct Steps {
     /// First of all, because others may have to be done under them.
     settings: Vec<Operation>,
+    answers: Vec<Operation>,
     clusters: Vec<Operation>,
     backends: Vec<Operation>,
     /// A listener that takes another's address comes after that one has gone.
@@ -50,6 +54,7 @@ pub(super) struct Steps {
     routes: Vec<Operation>,
     backends_removed: Vec<Operation>,
     clusters_removed: Vec<Operation>,
+    answers_removed: Vec<Operation>,
     /// Clusters that are added whole: their backends need no step.
     whole: BTreeSet<String>,
 }
@@ -57,6 +62,19 @@ pub(super) struct Steps {
 impl Steps {
     pub(super) fn settings(&mut self, to: &Configuration) {
         self.settings.push(Operation::ChangeSettings { settings: Box::new(to.settings.clone()) });
+    }
+
+    pub(super) fn answer(&mut self, name: &str, before: Option<&Answer>, after: Option<&Answer>) {
+        match (before, after) {
+            (None, Some(after)) => self.answers.push(Operation::AddAnswer { answer: after.clone() }),
+            (Some(before), Some(after)) if before != after => {
+                self.answers.push(Operation::ChangeAnswer { answer: after.clone() });
+            }
+            (Some(_), None) => {
+                self.answers_removed.push(Operation::RemoveAnswer { name: name.to_owned() });
+            }
+            _ => {}
+        }
     }
 
     pub(super) fn cluster(&mut self, name: &str, before: Option<&Cluster>, after: Option<&ClusterEntry>) {
@@ -142,6 +160,7 @@ impl Steps {
     pub(super) fn finish(self) -> Vec<Operation> {
         let mut operations = self.settings;
         for mut list in [
+            self.answers,
             self.clusters,
             self.backends,
             self.listeners_removed,
@@ -150,6 +169,7 @@ impl Steps {
             self.routes_removed,
             self.backends_removed,
             self.clusters_removed,
+            self.answers_removed,
         ] {
             operations.append(&mut list);
         }

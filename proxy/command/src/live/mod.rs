@@ -8,8 +8,10 @@
 //! gets impossible because the next change has come.
 
 mod apply;
+mod check;
 mod diff;
 mod operation;
+mod touched;
 
 #[cfg(test)]
 mod tests;
@@ -17,11 +19,12 @@ mod tests;
 use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
 
-pub use apply::{Applied, Touched};
+pub use apply::Applied;
 pub use diff::diff;
 pub use operation::{Operation, OperationError};
+pub use touched::Touched;
 
-use crate::state::{Backend, Cluster, Listener, Route, RouteKey, Settings, State};
+use crate::state::{Answer, Backend, Cluster, Listener, Route, RouteKey, Settings, State};
 
 /// The most listeners of a proxy.
 pub const LISTENERS_MAX: usize = 256;
@@ -31,6 +34,8 @@ pub const CLUSTERS_MAX: usize = 16 * 1024;
 pub const BACKENDS_PER_CLUSTER_MAX: usize = 1024;
 /// The most backends of a proxy.
 pub const BACKENDS_MAX: usize = 64 * 1024;
+/// The most named answers of a proxy.
+pub const ANSWERS_MAX: usize = 1024;
 /// The most routes of a proxy.
 pub const ROUTES_MAX: usize = 64 * 1024;
 
@@ -66,11 +71,14 @@ pub struct Configuration {
     settings: Settings,
     listeners: BTreeMap<String, Listener>,
     clusters: BTreeMap<String, ClusterEntry>,
+    answers: BTreeMap<String, Answer>,
     routes: BTreeMap<RouteKey, Route>,
     /// How many backends all clusters have.
     backends: usize,
     /// How many routes and listeners lead to a cluster; those that none leads to are left out.
     references: HashMap<String, usize>,
+    /// How often routes, listeners and clusters name an answer; those that nobody names are left out.
+    answer_uses: HashMap<String, usize>,
     /// How many routes are for one listener; those without routes are left out.
     listener_routes: HashMap<String, usize>,
 }
@@ -80,6 +88,7 @@ impl PartialEq for Configuration {
         self.settings == other.settings
             && self.listeners == other.listeners
             && self.clusters == other.clusters
+            && self.answers == other.answers
             && self.routes == other.routes
     }
 }
@@ -91,10 +100,11 @@ impl Configuration {
     /// What does not fit together; of things that are there twice, the second is told.
     pub fn new(state: State) -> Result<Self, Vec<OperationError>> {
         let mut configuration = Self { settings: state.settings, ..Self::default() };
+        let answers = state.answers.into_iter().map(|answer| Operation::AddAnswer { answer });
         let clusters = state.clusters.into_iter().map(|cluster| Operation::AddCluster { cluster });
         let listeners = state.listeners.into_iter().map(|listener| Operation::AddListener { listener });
         let routes = state.routes.into_iter().map(|route| Operation::AddRoute { route: Box::new(route) });
-        let operations: Vec<Operation> = clusters.chain(listeners).chain(routes).collect();
+        let operations: Vec<Operation> = answers.chain(clusters).chain(listeners).chain(routes).collect();
         configuration.apply(&operations)?;
         configuration.revision = 1;
         Ok(configuration)
@@ -108,7 +118,7 @@ impl Configuration {
             listeners: self.listeners.values().cloned().collect(),
             clusters: self.clusters.values().map(ClusterEntry::whole).collect(),
             routes: self.routes.values().cloned().collect(),
-            answers: Vec::new(),
+            answers: self.answers.values().cloned().collect(),
         }
     }
 
@@ -135,6 +145,11 @@ impl Configuration {
     /// The clusters, by name.
     pub fn clusters(&self) -> &BTreeMap<String, ClusterEntry> {
         &self.clusters
+    }
+
+    /// The named answers, by name.
+    pub fn answers(&self) -> &BTreeMap<String, Answer> {
+        &self.answers
     }
 
     /// The routes, by what they match.

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::state::{Backend, Cluster, Listener, Route, RouteKey, Settings};
+use crate::state::{Answer, Backend, Cluster, Listener, Route, RouteKey, Settings};
 
 /// One step of a change. In JSON the name of the step stands first: `{"op":"remove_cluster","name":"app"}`.
 ///
@@ -18,6 +18,21 @@ pub enum Operation {
     ChangeSettings {
         /// All of them.
         settings: Box<Settings>,
+    },
+    /// Adds a named answer.
+    AddAnswer {
+        /// The answer.
+        answer: Answer,
+    },
+    /// Replaces a named answer.
+    ChangeAnswer {
+        /// The answer.
+        answer: Answer,
+    },
+    /// Removes a named answer; at the end of the change nothing may use it any more.
+    RemoveAnswer {
+        /// Its name.
+        name: String,
     },
     /// Adds a cluster, with the backends that it brings.
     AddCluster {
@@ -92,6 +107,9 @@ impl Operation {
     pub fn name(&self) -> &'static str {
         match self {
             Self::ChangeSettings { .. } => "change_settings",
+            Self::AddAnswer { .. } => "add_answer",
+            Self::ChangeAnswer { .. } => "change_answer",
+            Self::RemoveAnswer { .. } => "remove_answer",
             Self::AddCluster { .. } => "add_cluster",
             Self::ChangeCluster { .. } => "change_cluster",
             Self::RemoveCluster { .. } => "remove_cluster",
@@ -114,13 +132,16 @@ impl fmt::Display for Operation {
         f.write_str(self.name())?;
         match self {
             Self::ChangeSettings { .. } => Ok(()),
+            Self::AddAnswer { answer } | Self::ChangeAnswer { answer } => write!(f, " \"{}\"", answer.name),
             Self::AddCluster { cluster } => match cluster.backends.len() {
                 0 => write!(f, " \"{}\"", cluster.name),
                 1 => write!(f, " \"{}\" with 1 backend", cluster.name),
                 count => write!(f, " \"{}\" with {count} backends", cluster.name),
             },
             Self::ChangeCluster { cluster } => write!(f, " \"{}\"", cluster.name),
-            Self::RemoveCluster { name } | Self::RemoveListener { name } => write!(f, " \"{name}\""),
+            Self::RemoveAnswer { name } | Self::RemoveCluster { name } | Self::RemoveListener { name } => {
+                write!(f, " \"{name}\"")
+            }
             Self::AddBackend { cluster, backend } | Self::ChangeBackend { cluster, backend } => {
                 write!(f, " {} of \"{cluster}\"", backend.address)
             }

@@ -2,7 +2,7 @@ use proptest::prelude::*;
 use proptest::sample::{Index, select};
 
 use super::*;
-use crate::state::{PathMatch, Protocol, RedirectMode};
+use crate::state::{AnswerFor, PathMatch, Protocol, RedirectMode, Respond};
 
 const NAMES: [&str; 4] = ["a", "b", "c", "d"];
 
@@ -59,16 +59,31 @@ fn check_index(configuration: &Configuration) {
     }
     assert_eq!(configuration.references, references);
     assert_eq!(configuration.listener_routes, listener_routes);
+    let mut answer_uses = HashMap::new();
+    let listeners = configuration.listeners.values().flat_map(|listener| &listener.answers);
+    let clusters = configuration.clusters.values().flat_map(|entry| &entry.own.answers);
+    let named = listeners.chain(clusters).map(|wanted| &wanted.answer);
+    let routes = configuration.routes.values();
+    let routes = routes.filter_map(|route| route.respond.as_ref()?.answer.as_ref());
+    named.chain(routes).for_each(|name| *answer_uses.entry(name.clone()).or_insert(0) += 1);
+    assert_eq!(configuration.answer_uses, answer_uses);
+    assert!(answer_uses.keys().all(|name| configuration.answers.contains_key(name)));
     assert!(references.keys().all(|name| configuration.clusters.contains_key(name)));
     assert!(listener_routes.keys().all(|name| configuration.listeners.contains_key(name)));
     assert!(configuration.clusters.values().all(|entry| entry.own.backends.is_empty()));
 }
 
+fn any_answers() -> impl Strategy<Value = Vec<AnswerFor>> {
+    let answer = select(&NAMES[..2]).prop_map(|name| AnswerFor { status: 503, answer: name.into() });
+    proptest::collection::vec(answer, 0..2)
+}
+
 fn any_cluster() -> impl Strategy<Value = Cluster> {
     let ports = proptest::collection::btree_set(1u16..5, 0..4);
     let mode = select(vec![None, Some(RedirectMode::Copy), Some(RedirectMode::Splice)]);
-    (select(&NAMES[..]), ports, mode).prop_map(|(name, ports, redirect)| Cluster {
+    (select(&NAMES[..]), ports, mode, any_answers()).prop_map(|(name, ports, redirect, answers)| Cluster {
         redirect,
+        answers,
         backends: ports.into_iter().map(backend).collect(),
         ..cluster(name)
     })
@@ -76,7 +91,9 @@ fn any_cluster() -> impl Strategy<Value = Cluster> {
 
 fn any_listener() -> impl Strategy<Value = Listener> {
     let name = proptest::option::of(select(&NAMES[..]));
-    (select(&NAMES[..]), 80u16..83, any::<bool>(), name).prop_map(|(name, port, tcp, default)| Listener {
+    let kind = (any::<bool>(), any_answers());
+    (select(&NAMES[..]), 80u16..83, kind, name).prop_map(|(name, port, (tcp, answers), default)| Listener {
+        answers,
         protocol: if tcp { Protocol::Tcp } else { Protocol::Http },
         default_cluster: default.map(str::to_owned),
         ..listener(name, port)
@@ -87,14 +104,21 @@ fn any_route() -> impl Strategy<Value = Route> {
     let path =
         select(vec![PathMatch::default(), PathMatch::Exact("/x".into()), PathMatch::Prefix("/x".into())]);
     let listener = proptest::option::of(select(&NAMES[..]));
-    (select(&["h", "H", "*.h"][..]), path, listener, select(&NAMES[..]), any::<bool>()).prop_map(
-        |(host, path, listener, cluster, allow_connect)| Route {
-            path,
-            listener: listener.map(str::to_owned),
-            allow_connect,
-            ..route(host, cluster)
-        },
-    )
+    let leads_to = prop_oneof![
+        3 => (select(&NAMES[..]), any::<bool>())
+            .prop_map(|(name, allow_connect)| Route { allow_connect, ..Route::new(name) }),
+        1 => proptest::option::of(select(&NAMES[..2])).prop_map(|answer| Route {
+            respond: Some(Respond { status: 403, answer: answer.map(str::to_owned) }),
+            ..Route::default()
+        }),
+    ];
+    (select(&["h", "H", "*.h"][..]), path, listener, leads_to).prop_map(|(host, path, listener, route)| {
+        Route { host: Some(host.to_owned()), path, listener: listener.map(str::to_owned), ..route }
+    })
+}
+
+fn any_answer() -> impl Strategy<Value = Answer> {
+    (select(&NAMES[..2]), 403u16..405).prop_map(|(name, status)| Answer::new(name, status, "sorry"))
 }
 
 fn any_operation() -> impl Strategy<Value = Operation> {
@@ -104,6 +128,9 @@ fn any_operation() -> impl Strategy<Value = Operation> {
         any_cluster().prop_map(|cluster| Operation::AddCluster { cluster }),
         own().prop_map(|cluster| Operation::ChangeCluster { cluster }),
         name().prop_map(|name| Operation::RemoveCluster { name }),
+        any_answer().prop_map(|answer| Operation::AddAnswer { answer }),
+        any_answer().prop_map(|answer| Operation::ChangeAnswer { answer }),
+        select(&NAMES[..2]).prop_map(|name| Operation::RemoveAnswer { name: name.to_owned() }),
         (name(), 1u16..5)
             .prop_map(|(cluster, port)| Operation::AddBackend { cluster, backend: backend(port) }),
         (name(), 1u16..5)
@@ -243,6 +270,14 @@ fn what_is_named_must_be_there_at_the_end_in_whatever_order() {
     configuration.apply(&[add_route(own)]).expect("it fits");
     let told = errors(&mut configuration, &[Operation::RemoveListener { name: "web".into() }]);
     assert!(told[0].contains("1 routes are for this listener only"), "{told:?}");
+    let gone =
+        Route { respond: Some(Respond { status: 410, answer: Some("gone".into()) }), ..Route::default() };
+    let told = errors(&mut configuration, &[add_route(gone.clone())]);
+    assert!(told[0].contains("there is no answer \"gone\""), "{told:?}");
+    let answer = Answer::new("gone", 410, "gone");
+    configuration.apply(&[add_route(gone), Operation::AddAnswer { answer }]).expect("it fits");
+    let told = errors(&mut configuration, &[Operation::RemoveAnswer { name: "gone".into() }]);
+    assert!(told[0].contains("1 routes, listeners and clusters use this answer"), "{told:?}");
     let swap = [
         add_route(route("shop.example", "shop")),
         Operation::AddCluster { cluster: cluster("shop") },
