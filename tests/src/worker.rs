@@ -1,17 +1,18 @@
 //! A worker on a thread of the test, with the test as its supervisor. Its counters are read directly, so a test can
 //! see that nothing is left behind when the last connection has ended.
 
+use std::collections::VecDeque;
 use std::fs::File;
 use std::io::Read as _;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Mutex;
 use std::thread::{self, JoinHandle};
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 
 use underpass::http1::Reason;
-use underpass::ipc::{Channel, Step, ToSupervisor, ToWorker, pieces};
+use underpass::ipc::{Channel, Finished, Step, ToSupervisor, ToWorker, pieces};
 use underpass::metrics::{Block, Counter, Peer as Side};
 use underpass::worker::{Confinement, Ended, serve};
 use underpass_command::state::{AccessLogFormat, Cluster, Listener, Route, State};
@@ -40,6 +41,8 @@ pub struct Worker {
     /// Takes the access log, if there is one; returns its size.
     log: Option<JoinHandle<usize>>,
     /// Keeps the programs for redirection by sockmap attached.
+    /// What it is done with, as far as it has been heard and not been asked for.
+    finished: Mutex<VecDeque<Finished>>,
     _redirect: Mutex<Option<RedirectPrograms>>,
 }
 
@@ -97,6 +100,7 @@ impl Worker {
             channel: Some(channel),
             thread: Some(thread),
             log: log.map(|(reader, _)| reader),
+            finished: Mutex::default(),
             _redirect: Mutex::new(redirect),
         };
         match worker.told() {
@@ -133,6 +137,57 @@ impl Worker {
     pub fn order(&self, message: &ToWorker) {
         let channel = self.channel.as_ref().expect("the worker runs");
         until("room in the control channel", || channel.send(message, &[]).ok());
+    }
+
+    /// Has it carry out a change, in as many pieces as a supervisor would send.
+    #[track_caller]
+    pub fn change(&self, revision: u64, steps: &[Step], sockets: &[BorrowedFd<'_>]) {
+        self.send_change(revision, steps, sockets);
+        assert_eq!(self.carried_out(revision), None);
+    }
+
+    /// Sends a change whose number is its revision.
+    #[track_caller]
+    pub fn send_change(&self, revision: u64, steps: &[Step], sockets: &[BorrowedFd<'_>]) {
+        let channel = self.channel.as_ref().expect("the worker runs");
+        let mut sockets = sockets.iter().copied();
+        for (message, range) in pieces(revision, revision, steps) {
+            let added = steps[range].iter().filter(|step| matches!(step, Step::AddListener { .. })).count();
+            let descriptors: Vec<_> = sockets.by_ref().take(added).collect();
+            until("room in the control channel", || channel.send(&message, &descriptors).ok());
+        }
+    }
+
+    /// Waits until a change has been carried out; why it was not, if it was not.
+    #[track_caller]
+    pub fn carried_out(&self, revision: u64) -> Option<String> {
+        loop {
+            match self.told() {
+                ToSupervisor::Done { id, error } if id == revision => return error,
+                ToSupervisor::Finished(finished) => {
+                    self.finished.lock().expect("no panic").push_back(finished);
+                }
+                other => panic!("the worker says {other:?}"),
+            }
+        }
+    }
+
+    /// What it has said next that it is done with.
+    #[track_caller]
+    pub fn finished(&self) -> Finished {
+        if let Some(finished) = self.finished.lock().expect("no panic").pop_front() {
+            return finished;
+        }
+        match self.told() {
+            ToSupervisor::Finished(finished) => finished,
+            other => panic!("the worker says {other:?}"),
+        }
+    }
+
+    /// Whether it has said that it is done with anything, as far as that has been read.
+    #[track_caller]
+    pub fn has_finished_anything(&self) -> bool {
+        !self.finished.lock().expect("no panic").is_empty()
     }
 
     /// Waits until nothing is under way and all that was taken from pools is back.

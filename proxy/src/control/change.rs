@@ -234,6 +234,10 @@ impl Supervisor {
         let cluster_of = |registry: &super::numbers::Registry, name: Option<&str>| registry.cluster(name?);
         match effect {
             Operation::ChangeSettings { settings } => steps.push(Step::Settings(settings.clone())),
+            Operation::AddAnswer { answer } | Operation::ChangeAnswer { answer } => {
+                steps.push(Step::PutAnswer { answer: answer.clone() });
+            }
+            Operation::RemoveAnswer { name } => steps.push(Step::RemoveAnswer { name: name.clone() }),
             Operation::AddCluster { cluster } => {
                 let number = registry.add_cluster(&cluster.name);
                 let own = Cluster { backends: Vec::new(), ..cluster.clone() };
@@ -308,7 +312,8 @@ impl Supervisor {
 
     /// The whole configuration, as a worker takes it when it starts.
     pub(super) fn start_steps(&mut self) -> Vec<Step> {
-        let mut steps = Vec::new();
+        let answers = self.configuration.answers().values();
+        let mut steps: Vec<Step> = answers.map(|answer| Step::PutAnswer { answer: answer.clone() }).collect();
         let number_of = |name: &str| self.registry.cluster(name);
         for (name, entry) in self.configuration.clusters() {
             let Some(number) = number_of(name) else { continue };

@@ -1,6 +1,7 @@
 //! A worker alone: its event loop, pools, limits and timers, driven by scripted peers over real sockets.
 
 mod bounds;
+mod changes;
 mod closing;
 mod drain;
 mod heads;
