@@ -78,16 +78,6 @@ pub enum ToWorker {
 pub enum Step {
     /// The settings of the process.
     Settings(Box<Settings>),
-    /// A named answer: a new one, or one that takes the place of that of the same name.
-    PutAnswer {
-        /// The answer.
-        answer: Answer,
-    },
-    /// A named answer that nothing uses any more.
-    RemoveAnswer {
-        /// Its name.
-        name: String,
-    },
     /// A new cluster, without its backends.
     AddCluster {
         /// Its number.

@@ -162,11 +162,6 @@ pub(super) fn apply(
             core.change_settings(*settings);
             Ok(())
         }
-        Step::PutAnswer { answer } => core.own.put(&answer),
-        Step::RemoveAnswer { name } => {
-            core.own.remove(&name);
-            Ok(())
-        }
         Step::AddCluster { number, cluster } => core.add_cluster(number, cluster),
         Step::ChangeCluster { number, cluster } => core.change_cluster(number, cluster),
         Step::RemoveCluster { number } => core.remove_cluster(number),
