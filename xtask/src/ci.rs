@@ -46,6 +46,7 @@ const STEPS: &[Step] = &[
     // Before the tests: they load the object that this step has just built from source.
     Step { name: "build-ebpf", run: || xtask(&["build-ebpf", "--check", "--install-deps"]) },
     Step { name: "test", run: || xtask(&["test"]) },
+    Step { name: "api-check", run: || xtask(&["api-check"]) },
     Step { name: "fuzz", run: fuzz_smoke },
     Step { name: "bench", run: || xtask(&["bench", "--smoke"]) },
     Step { name: "lab", run: lab_smoke },

@@ -1,6 +1,7 @@
 //! `cargo xtask`: everything a developer runs that is not the proxy itself.
 #![forbid(unsafe_code)]
 
+mod api_check;
 mod bench;
 mod build_ebpf;
 mod ci;
@@ -22,6 +23,8 @@ enum Command {
     BuildEbpf(build_ebpf::Options),
     /// Builds and runs every test; says what was skipped and why
     Test(test::Options),
+    /// Checks the admin API of a running proxy against the OpenAPI document that it serves, with schemathesis
+    ApiCheck(api_check::Options),
     /// Runs all that a change must pass: format, lints, policy, BPF build, tests, documentation, fuzzing, benchmark, lab, virtual machines
     Ci(ci::Options),
     /// Feeds random input to the parsers, if a nightly toolchain is there
@@ -38,6 +41,7 @@ fn main() -> anyhow::Result<()> {
     match Command::parse() {
         Command::BuildEbpf(options) => build_ebpf::run(&options),
         Command::Test(options) => test::run(&options),
+        Command::ApiCheck(options) => api_check::run_check(&options),
         Command::Ci(options) => ci::run(&options),
         Command::Fuzz(options) => fuzz::run(&options),
         Command::Bench(options) => bench::run(&options),

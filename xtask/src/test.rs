@@ -67,7 +67,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
 }
 
 /// Builds the binary that the end-to-end tests start; returns its path.
-fn build_proxy() -> anyhow::Result<PathBuf> {
+pub(crate) fn build_proxy() -> anyhow::Result<PathBuf> {
     let output = cargo()
         .args(["build", "--profile", PROFILE, "--package", "underpass", "--bin", "underpass"])
         .args(["--message-format", "json-render-diagnostics"])

@@ -3,6 +3,17 @@
 //! | method and path | body | answer |
 //! |---|---|---|
 //! | `GET /v1/status` | | [`Status`] |
+//! | `GET /v1/state` | | [`StateDocument`]; 304 where `If-None-Match` has its revision |
+//! | `POST /v1/changes` | [`ChangeRequest`] | [`Changed`]; 412 where `If-Match` has another revision; 422 for what cannot be |
+//! | `GET /v1/listeners`, `/v1/clusters`, `/v1/backends`, `/v1/routes`, `/v1/answers` | | [`Page`], selected by [`Select`] |
+//! | `GET /v1/clusters/NAME` | | [`Cluster`](crate::state::Cluster) |
+//! | `GET /v1/workers` | | list of [`WorkerStatus`] |
+//! | `POST /v1/workers/N/drain`, `POST /v1/drain` | | [`Draining`] |
+//! | `POST /v1/save` | | [`Saved`] |
+//! | `POST /v1/reload` | | [`Changed`] |
+//! | `GET /v1/events` | | stream of [`Event`] (`text/event-stream`) |
+//! | `GET /v1/metrics` | | Prometheus' text format |
+//! | `GET /v1/openapi.json` | | this table for machines |
 //! | `GET /v1/redirect` | | [`RedirectStatus`] |
 //! | `PUT /v1/redirect` | [`RedirectChange`] | [`RedirectStatus`] |
 //! | `GET /v1/steering` | | [`SteeringStatus`] |
@@ -10,6 +21,10 @@
 //!
 //! Whatever fails is answered with an [`ErrorBody`]. Fields may be added within a version; readers skip those they do
 //! not know.
+
+mod lists;
+
+pub use lists::*;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -23,6 +38,7 @@ use crate::state::{Protocol, RedirectMode, State, SteeringPolicy};
 
 /// What a running proxy does.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(default)]
 pub struct Status {
     /// Version of the executable.
@@ -61,6 +77,7 @@ pub struct Status {
 
 /// One worker.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(default)]
 pub struct WorkerStatus {
     /// Its number, from 0.
@@ -81,6 +98,7 @@ pub struct WorkerStatus {
 
 /// What a worker does.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum WorkerState {
     /// Started; takes the state.
@@ -117,6 +135,7 @@ impl fmt::Display for WorkerState {
 
 /// One listener.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct ListenerStatus {
     /// Its name.
     pub name: String,
@@ -129,6 +148,7 @@ pub struct ListenerStatus {
 
 /// One cluster.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct ClusterStatus {
     /// Its name.
     pub name: String,
@@ -138,6 +158,7 @@ pub struct ClusterStatus {
 
 /// Counters and latency of one worker or of all.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(default)]
 pub struct Counters {
     /// Every counter and gauge by name.
@@ -159,6 +180,7 @@ impl Counters {
 
 /// Percentiles of a duration, in microseconds; none where nothing was measured.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(default)]
 pub struct Latency {
     /// How many were measured.
@@ -175,6 +197,7 @@ pub struct Latency {
 
 /// Whether the redirect mode `sockmap` can be had.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(default)]
 pub struct SockmapStatus {
     /// Whether it passed its self-test at start; otherwise bodies that are to go by it are spliced.
@@ -185,6 +208,7 @@ pub struct SockmapStatus {
 
 /// How new connections find their worker.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(default)]
 pub struct SteeringStatus {
     /// The policy that is asked for.
@@ -204,6 +228,7 @@ pub struct SteeringStatus {
 
 /// The connections that one CPU handled.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct SteeringRow {
     /// The CPU that handled the connection request.
     pub cpu: u32,
@@ -216,6 +241,7 @@ pub struct SteeringRow {
 
 /// A new steering policy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct SteeringChange {
     /// The policy.
@@ -224,6 +250,7 @@ pub struct SteeringChange {
 
 /// How bodies are forwarded.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(default)]
 pub struct RedirectStatus {
     /// Where neither listener nor cluster says otherwise.
@@ -236,6 +263,7 @@ pub struct RedirectStatus {
 
 /// A new redirect mode. Takes effect with the next body.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct RedirectChange {
     /// The mode; none lets a listener or cluster inherit.
@@ -247,6 +275,7 @@ pub struct RedirectChange {
 
 /// What a redirect mode applies to: `"process"`, `{"listener": "name"}` or `{"cluster": "name"}`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum RedirectScope {
     /// The whole process.
@@ -270,6 +299,7 @@ impl fmt::Display for RedirectScope {
 
 /// Something that the kernel offers or does not.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Probe {
     /// What was tried.
     pub name: String,
@@ -281,6 +311,7 @@ pub struct Probe {
 
 /// A change of the configuration: all its operations are done, or none.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct ChangeRequest {
     /// The steps, in any order in which what is added, changed or removed is there or not, as it must be; what is named
@@ -296,6 +327,7 @@ pub struct ChangeRequest {
 
 /// What a change has come to.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(default)]
 pub struct Changed {
     /// The revision after it; the one before, if it came to nothing. For a dry run the one that it would have had.
@@ -310,6 +342,7 @@ pub struct Changed {
 
 /// The configuration of a running proxy.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct StateDocument {
     /// Its revision: how many changes have led to it. In HTTP it is the field `ETag` too.
     pub revision: u64,
@@ -319,6 +352,7 @@ pub struct StateDocument {
 
 /// Where the configuration was saved.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Saved {
     /// The file.
     pub path: PathBuf,
@@ -326,8 +360,20 @@ pub struct Saved {
     pub revision: u64,
 }
 
+/// Something that has begun to drain.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(default)]
+pub struct Draining {
+    /// The worker; none for the whole proxy.
+    pub worker: Option<u16>,
+    /// After so many milliseconds what is left is cut.
+    pub deadline_ms: u64,
+}
+
 /// Something that happened in a running proxy.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Event {
     /// Counts events from 1; a gap means that some were lost.
     pub sequence: u64,
@@ -340,6 +386,7 @@ pub struct Event {
 
 /// What happened.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(tag = "event", rename_all = "snake_case")]
 pub enum EventKind {
     /// A worker accepts connections.
@@ -414,6 +461,7 @@ pub enum EventKind {
 
 /// The answer to a request that failed.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct ErrorBody {
     /// What failed, which value, and why.
     pub error: String,

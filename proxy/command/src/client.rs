@@ -10,8 +10,13 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::api::{ErrorBody, RedirectChange, RedirectStatus, Status, SteeringChange, SteeringStatus};
+use crate::api::{
+    BackendEntry, ChangeRequest, Changed, Draining, ErrorBody, Page, RedirectChange, RedirectStatus, Saved,
+    Select, StateDocument, Status, SteeringChange, SteeringStatus, WorkerStatus,
+};
+use crate::events::Events;
 use crate::http::{Connection, Request, Response};
+use crate::state::{Answer, Cluster, Listener, Route};
 
 /// Where a proxy that root started has its admin socket.
 pub const SYSTEM_SOCKET: &str = "/run/underpass/admin.sock";
@@ -158,8 +163,109 @@ impl Client {
         self.send("PUT", "/v1/steering", &change)
     }
 
+    /// The configuration, and its revision.
+    pub fn state(&self) -> Result<StateDocument, ClientError> {
+        self.get("/v1/state")
+    }
+
+    /// The configuration, unless it still has this revision.
+    pub fn state_unless(&self, revision: u64) -> Result<Option<StateDocument>, ClientError> {
+        let fields = vec![("If-None-Match", etag(revision))];
+        let request = Request { method: "GET", target: "/v1/state", fields, body: None };
+        let response = self.exchange(&request)?;
+        if response.status == 304 { Ok(None) } else { self.document(response).map(Some) }
+    }
+
+    /// Changes the configuration. Returns when every worker has changed.
+    pub fn change(&self, change: &ChangeRequest) -> Result<Changed, ClientError> {
+        let body = serde_json::to_vec(change).map_err(|error| self.broken(error.into()))?;
+        let target = if change.dry_run { "/v1/changes?dry_run=true" } else { "/v1/changes" };
+        let fields = change.if_revision.map(|revision| ("If-Match", etag(revision))).into_iter().collect();
+        self.document(self.exchange(&Request { method: "POST", target, fields, body: Some(&body) })?)
+    }
+
+    /// The workers.
+    pub fn workers(&self) -> Result<Vec<WorkerStatus>, ClientError> {
+        self.get("/v1/workers")
+    }
+
+    /// A page of the listeners.
+    pub fn listeners(&self, select: &Select) -> Result<Page<Listener>, ClientError> {
+        self.get(&target("/v1/listeners", select))
+    }
+
+    /// A page of the clusters, with their backends.
+    pub fn clusters(&self, select: &Select) -> Result<Page<Cluster>, ClientError> {
+        self.get(&target("/v1/clusters", select))
+    }
+
+    /// One cluster, with its backends.
+    pub fn cluster(&self, name: &str) -> Result<Cluster, ClientError> {
+        self.get(&format!("/v1/clusters/{}", encode(name)))
+    }
+
+    /// A page of the backends of all clusters.
+    pub fn backends(&self, select: &Select) -> Result<Page<BackendEntry>, ClientError> {
+        self.get(&target("/v1/backends", select))
+    }
+
+    /// A page of the routes.
+    pub fn routes(&self, select: &Select) -> Result<Page<Route>, ClientError> {
+        self.get(&target("/v1/routes", select))
+    }
+
+    /// A page of the named answers.
+    pub fn answers(&self, select: &Select) -> Result<Page<Answer>, ClientError> {
+        self.get(&target("/v1/answers", select))
+    }
+
+    /// What there is to measure, in Prometheus' text format.
+    pub fn metrics(&self) -> Result<String, ClientError> {
+        let response =
+            self.exchange(&Request { method: "GET", target: "/v1/metrics", ..Request::default() })?;
+        if response.status != 200 {
+            return Err(self.refused(&response));
+        }
+        String::from_utf8(response.body)
+            .map_err(|error| self.broken(io::Error::new(io::ErrorKind::InvalidData, error)))
+    }
+
+    /// Writes the configuration to where the next start finds it.
+    pub fn save(&self) -> Result<Saved, ClientError> {
+        self.post("/v1/save")
+    }
+
+    /// Makes the configuration that of its file, with all that was added and removed there.
+    pub fn reload(&self, dry_run: bool) -> Result<Changed, ClientError> {
+        self.post(if dry_run { "/v1/reload?dry_run=true" } else { "/v1/reload" })
+    }
+
+    /// Lets the proxy finish what is under way, take nothing new, and end. Returns at once.
+    pub fn drain(&self) -> Result<Draining, ClientError> {
+        self.post("/v1/drain")
+    }
+
+    /// Lets a worker finish what is under way, and a new one take its place. Returns at once.
+    pub fn drain_worker(&self, worker: u16) -> Result<Draining, ClientError> {
+        self.post(&format!("/v1/workers/{worker}/drain"))
+    }
+
+    /// What happens from now on; with `after` also what has happened after the event of this number, as far as the proxy
+    /// still knows. Waits for the next event as long as it takes.
+    pub fn events(&self, after: Option<u64>) -> Result<Events, ClientError> {
+        let mut fields = vec![("Accept", "text/event-stream".to_owned())];
+        fields.extend(after.map(|sequence| ("Last-Event-ID", sequence.to_string())));
+        let request = Request { method: "GET", target: "/v1/events", fields, body: None };
+        let lines = self.connect()?.stream(&request).map_err(|broken| self.broken(broken.source))?;
+        lines.map(|lines| Events::new(self.socket.clone(), lines)).map_err(|response| self.refused(&response))
+    }
+
     fn get<A: DeserializeOwned>(&self, target: &str) -> Result<A, ClientError> {
         self.document(self.exchange(&Request { method: "GET", target, ..Request::default() })?)
+    }
+
+    fn post<A: DeserializeOwned>(&self, target: &str) -> Result<A, ClientError> {
+        self.document(self.exchange(&Request { method: "POST", target, ..Request::default() })?)
     }
 
     fn send<B: Serialize, A: DeserializeOwned>(
@@ -232,9 +338,55 @@ impl Client {
     }
 }
 
+/// A revision as the value of `If-Match` (RFC 9110 section 8.8.3).
+fn etag(revision: u64) -> String {
+    format!("\"{revision}\"")
+}
+
+/// A path with the query that selects.
+fn target(path: &str, select: &Select) -> String {
+    let limit = select.limit.map(|limit| limit.to_string());
+    let parts = [
+        ("name", select.name.as_deref()),
+        ("cluster", select.cluster.as_deref()),
+        ("limit", limit.as_deref()),
+        ("after", select.after.as_deref()),
+    ];
+    let query: Vec<String> = parts
+        .iter()
+        .filter_map(|(name, value)| value.map(|value| format!("{name}={}", encode(value))))
+        .collect();
+    if query.is_empty() { path.to_owned() } else { format!("{path}?{}", query.join("&")) }
+}
+
+/// Text as part of a URL: all but the unreserved characters is escaped (RFC 3986 section 2.3).
+fn encode(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
+            out.push(char::from(byte));
+        } else {
+            out.push_str(&format!("%{byte:02X}"));
+        }
+    }
+    out
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_selection_is_a_query() {
+        assert_eq!(target("/v1/clusters", &Select::default()), "/v1/clusters");
+        let select = Select {
+            name: Some("a&b =ä".into()),
+            limit: Some(5),
+            after: Some("x/y".into()),
+            ..Select::default()
+        };
+        assert_eq!(target("/v1/routes", &select), "/v1/routes?name=a%26b%20%3D%C3%A4&limit=5&after=x%2Fy");
+    }
 
     #[test]
     fn no_socket_says_what_to_do() {

@@ -79,6 +79,19 @@ impl<S: Read + Write> Connection<S> {
         Ok(Response { status: head.status, reusable, body })
     }
 
+    /// Sends a request; its response is a stream of lines if it was successful, and whole otherwise.
+    pub(crate) fn stream(mut self, request: &Request<'_>) -> Result<Result<Lines<S>, Response>, Broken> {
+        self.send(request)?;
+        let head = read_head(&mut self.reader)?;
+        let mut body = Body::new(self.reader, head.framing);
+        if head.status == 200 {
+            return Ok(Ok(Lines { reader: BufReader::new(body) }));
+        }
+        let mut bytes = Vec::new();
+        (&mut body).take(BODY_SIZE_MAX).read_to_end(&mut bytes)?;
+        Ok(Err(Response { status: head.status, reusable: false, body: bytes }))
+    }
+
     fn send(&mut self, request: &Request<'_>) -> Result<(), Broken> {
         let mut bytes =
             format!("{} {} HTTP/1.1\r\nHost: underpass\r\n", request.method, request.target).into_bytes();
@@ -212,6 +225,25 @@ impl<R: BufRead> Read for Body<R> {
             self.left -= read as u64;
         }
         Ok(read)
+    }
+}
+
+/// The lines of a response that lasts.
+#[derive(Debug)]
+pub(crate) struct Lines<S: Read> {
+    reader: BufReader<Body<BufReader<S>>>,
+}
+
+impl<S: Read> Lines<S> {
+    /// The next line without its end; none at the end of the stream.
+    pub(crate) fn next(&mut self) -> io::Result<Option<String>> {
+        let mut line = String::new();
+        let read = (&mut self.reader).take(HEAD_SIZE_MAX).read_line(&mut line)?;
+        match line.strip_suffix('\n') {
+            Some(line) => Ok(Some(line.strip_suffix('\r').unwrap_or(line).to_owned())),
+            None if read == 0 => Ok(None),
+            None => Err(invalid("a line that is cut or above 16 KiB")),
+        }
     }
 }
 
@@ -385,5 +417,17 @@ mod tests {
         let mut silent = Scripted::new(b"");
         silent.closed = true;
         assert!(Connection::new(silent).exchange(&get()).expect_err("nothing was sent").untouched);
+    }
+
+    #[test]
+    fn a_stream_comes_line_by_line() {
+        let bytes = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\na\nb\r\r\n2\r\n\nc\r\n1\r\n\n\r\n0\r\n\r\n";
+        let mut lines = match Connection::new(Scripted::new(bytes)).stream(&get()) {
+            Ok(Ok(lines)) => lines,
+            other => panic!("{:?}", other.map(|inner| inner.map(|_| ()))),
+        };
+        for expected in [Some("a"), Some("b"), Some("c"), None] {
+            assert_eq!(lines.next().expect("whole").as_deref(), expected);
+        }
     }
 }

@@ -15,8 +15,10 @@
 
 pub mod api;
 mod client;
+mod events;
 mod http;
 pub mod live;
 pub mod state;
 
 pub use client::{Client, ClientError, SYSTEM_SOCKET, default_socket};
+pub use events::Events;

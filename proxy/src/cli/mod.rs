@@ -4,6 +4,8 @@
 #![forbid(unsafe_code)]
 
 mod command;
+mod ctl;
+mod generate;
 mod lab;
 mod nic;
 mod start;
@@ -57,6 +59,28 @@ enum Command {
         target: Target,
         #[command(flatten)]
         format: Format,
+    },
+    /// Ask and change a running proxy: clusters, backends, routes, listeners, settings, workers, events
+    Ctl(ctl::Ctl),
+    /// Make a running proxy's configuration that of its file: what was added, changed and removed there
+    Reload {
+        #[command(flatten)]
+        arguments: ctl::ReloadOptions,
+        #[command(flatten)]
+        target: Target,
+        #[command(flatten)]
+        format: Format,
+    },
+    /// Print the completions for a shell
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+    /// Write the manual pages of all commands into a folder
+    Man {
+        /// The folder; it must be there
+        #[arg(default_value = ".")]
+        folder: PathBuf,
     },
     /// See it work: a proxy, two backends and a little load on this machine
     Demo(Demo),
@@ -234,6 +258,12 @@ fn run(command: Command) -> Result<(), Failure> {
         Command::Check { file, explain, man } => start::check(file.as_deref(), explain, man),
         Command::Demo(demo) => start::demo(&demo),
         Command::Status { target, format } => command::status(&target.client(), format),
+        Command::Ctl(arguments) => ctl::ctl(arguments),
+        Command::Reload { arguments, target, format } => {
+            ctl::reload_of(target.socket, format.json, &arguments)
+        }
+        Command::Completions { shell } => generate::completions(shell),
+        Command::Man { folder } => generate::man_pages(&folder),
         Command::Lab(arguments) => lab::lab(arguments),
         Command::Nic { interface, apply, target } => nic::nic(&target.client(), interface.as_deref(), apply),
         Command::Redirect { action: RedirectAction::Get { target, format } } => {

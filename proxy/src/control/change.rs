@@ -496,7 +496,7 @@ impl Supervisor {
             RedirectScope::Process => {
                 let mode = change.mode.ok_or_else(|| {
                     let remedy = "give a mode, or the listener or cluster that is to inherit";
-                    Failure::new(400, "the process has nothing to inherit a redirect mode from", remedy)
+                    Failure::new(422, "the process has nothing to inherit a redirect mode from", remedy)
                 })?;
                 let mut settings = self.configuration.settings().clone();
                 settings.redirect = mode;

@@ -1,5 +1,7 @@
 //! What the admin API asks of the supervisor.
 
+use std::fmt;
+
 use tokio::sync::{mpsc, oneshot};
 use underpass_command::api::{
     ChangeRequest, Changed, ErrorBody, RedirectChange, RedirectStatus, Saved, StateDocument, Status,
@@ -42,10 +44,20 @@ pub(super) enum Request {
     /// Whether only to tell what would change.
     Reload(bool, Reply<Changed>),
     Save(Reply<Saved>),
+    Read(Read),
     SetRedirect(RedirectChange, Reply<RedirectStatus>),
     SetSteering(SteeringChange, Reply<SteeringStatus>),
     Scrape(Reply<Scrape>),
     Stop,
+}
+
+/// Looks at the configuration, and answers by itself. It must not take long: the supervisor waits meanwhile.
+pub(super) struct Read(pub(super) Box<dyn FnOnce(&Configuration) + Send>);
+
+impl fmt::Debug for Read {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Read")
+    }
 }
 
 /// Commands a proxy that runs in this process.
@@ -55,7 +67,6 @@ pub(crate) struct Handle {
     events: Events,
 }
 
-#[expect(dead_code, reason = "the admin API's paths for them come next")]
 impl Handle {
     pub(super) fn new(events: Events) -> (Self, mpsc::Receiver<Request>) {
         let (requests, receiver) = mpsc::channel(REQUESTS_MAX);
@@ -77,6 +88,20 @@ impl Handle {
     /// The configuration.
     pub(super) async fn state(&self) -> Result<StateDocument, Failure> {
         self.ask(Request::State).await
+    }
+
+    /// What can be read from the configuration without a copy of all of it.
+    pub(super) async fn read<T: Send + 'static>(
+        &self,
+        look: impl FnOnce(&Configuration) -> T + Send + 'static,
+    ) -> Result<T, Failure> {
+        let read = |reply: Reply<T>| {
+            Request::Read(Read(Box::new(move |configuration| {
+                // A caller that has gone does not wait for its answer.
+                let _ = reply.send(Ok(look(configuration)));
+            })))
+        };
+        self.ask(read).await
     }
 
     /// Changes the configuration. Returns when every worker has carried it out.

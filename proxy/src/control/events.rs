@@ -25,7 +25,6 @@ struct Kept {
 
 /// What a listener gets: first what it has missed, then what happens.
 #[derive(Debug)]
-#[cfg_attr(not(test), expect(dead_code, reason = "the admin API listens next"))]
 pub(crate) struct Subscription {
     /// Those that happened after the one it knew last, as far as they are kept.
     pub(crate) missed: Vec<Event>,
@@ -55,7 +54,6 @@ impl Events {
     }
 
     /// Listens from now on; with `after` to those too that have happened after that one and are still kept.
-    #[cfg_attr(not(test), expect(dead_code, reason = "as above"))]
     pub(crate) fn subscribe(&self, after: Option<u64>) -> Subscription {
         let kept = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
         let missed = match after {

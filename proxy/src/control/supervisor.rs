@@ -342,6 +342,7 @@ impl Supervisor {
             Request::SetRedirect(change, reply) => self.set_redirect(&change, reply),
             Request::SetSteering(change, reply) => self.set_steering(change, reply),
             Request::Scrape(reply) => drop(reply.send(Ok(self.scrape()))),
+            Request::Read(read) => (read.0)(&self.configuration),
             Request::Stop => self.drain(),
         }
     }

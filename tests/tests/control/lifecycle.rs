@@ -17,13 +17,13 @@ fn hello() -> Backend {
 }
 
 /// A backend that answers when it is told to.
-struct Held {
-    backend: Backend,
+pub(crate) struct Held {
+    pub(crate) backend: Backend,
     gate: Arc<(Mutex<bool>, Condvar)>,
 }
 
 impl Held {
-    fn start() -> Self {
+    pub(crate) fn start() -> Self {
         let gate = Arc::new((Mutex::new(false), Condvar::new()));
         let waiting = Arc::clone(&gate);
         let backend = Backend::start(move |connection| {
@@ -40,7 +40,7 @@ impl Held {
         Self { backend, gate }
     }
 
-    fn release(&self) {
+    pub(crate) fn release(&self) {
         let (open, changed) = &*self.gate;
         *open.lock().expect("the gate") = true;
         changed.notify_all();

@@ -4,7 +4,9 @@
 
 mod admin;
 mod admin_callers;
+mod changes;
 mod command_line;
+mod ctl;
 mod lab;
 mod lifecycle;
 mod metrics;

@@ -12,6 +12,7 @@ use crate::state::{Answer, Backend, Cluster, Listener, Route, RouteKey, Settings
 /// What is added must not be there yet, what is changed or removed must be. A change replaces the whole item, and its
 /// identity stays: a listener's and a cluster's name, a backend's address, what a route matches.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(tag = "op", rename_all = "snake_case", deny_unknown_fields)]
 pub enum Operation {
     /// Replaces the settings of the process.
@@ -157,6 +158,7 @@ impl fmt::Display for Operation {
 
 /// Why one step of a change cannot be done.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[error("{}{what}: {reason}; {remedy}", step.map_or_else(String::new, |step| format!("operation {}: ", step + 1)))]
 pub struct OperationError {
     /// Its place in the change, from 0; none where the fault is in what the change as a whole leads to.

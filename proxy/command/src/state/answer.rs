@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 /// A named answer, which routes, listeners and clusters use.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Answer {
     /// Unique among answers.
@@ -24,6 +25,7 @@ pub struct Answer {
 
 /// A header field of an answer.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct AnswerField {
     /// Its name.
@@ -34,6 +36,7 @@ pub struct AnswerField {
 
 /// Which answer is given where the proxy would answer with a status of its own.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct AnswerFor {
     /// The status.

@@ -70,6 +70,7 @@ named! {
 
 /// What the policy `maglev` chooses by: `ip`, `header:NAME` or `cookie:NAME`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(try_from = "String", into = "String")]
 pub enum HashKey {
     /// The client's address.
@@ -131,6 +132,7 @@ impl From<HashKey> for String {
 
 /// Status codes, as `200-399` or `200,204,301-302`: at most [`StatusRanges::RANGES_MAX`] numbers and ranges.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(try_from = "String", into = "String")]
 pub struct StatusRanges(Vec<(u16, u16)>);
 

@@ -9,6 +9,7 @@ use super::{AnswerFor, Balance, Check, HashKey, RedirectMode, RetryOn, StatusRan
 
 /// A group of backends that serve the same application.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Cluster {
     /// Unique among clusters.
@@ -102,6 +103,7 @@ pub struct Cluster {
 
 /// One server of a cluster.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Backend {
     /// Its address.

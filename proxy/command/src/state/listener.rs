@@ -9,6 +9,7 @@ use super::{AnswerFor, RedirectMode};
 
 /// Where connections come in.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Listener {
     /// Unique among listeners.

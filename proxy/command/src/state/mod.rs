@@ -24,6 +24,7 @@ use serde::{Deserialize, Serialize};
 
 /// Everything a worker needs to forward traffic.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]
 pub struct State {
     /// Process-wide settings.

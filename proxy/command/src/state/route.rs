@@ -16,6 +16,7 @@ use super::names::named;
 ///
 /// Among regular expressions the higher `priority` comes first, then the longer pattern, then the smaller text.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Route {
     /// Only for requests that came in here; none: every listener.
@@ -71,6 +72,7 @@ pub struct Route {
 
 /// Everything a route matches on: its identity. Two routes with the same key cannot stand beside each other.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct RouteKey {
     /// As [`Route::listener`].
@@ -101,6 +103,7 @@ pub struct RouteKey {
 
 /// Which paths a route takes.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum PathMatch {
     /// This path and nothing else; the query does not count.
@@ -113,6 +116,7 @@ pub enum PathMatch {
 
 /// A condition on the header fields of a request.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct HeaderMatch {
     /// The field's name, in any case.
@@ -127,6 +131,7 @@ pub struct HeaderMatch {
 
 /// Which values of a header field.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum ValueMatch {
     /// Whatever it is: the field is there.
@@ -140,6 +145,7 @@ pub enum ValueMatch {
 
 /// An answer of the proxy itself.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Respond {
     /// The status, unless the named answer has one of its own.
@@ -152,6 +158,7 @@ pub struct Respond {
 
 /// Where a client is sent: what is not given stays as the client asked for it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct RedirectTo {
     /// 301, 302, 303, 307 or 308 (RFC 9110 section 15.4).
@@ -187,6 +194,7 @@ named! {
 
 /// What a backend is asked for in place of what the client wrote.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Rewrite {
     /// The Host field, with a port where it has one; a template.
@@ -202,6 +210,7 @@ pub struct Rewrite {
 
 /// One change of a header field.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct FieldEdit {
     /// In which head.
@@ -245,6 +254,7 @@ named! {
 
 /// Basic authentication (RFC 7617).
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct BasicAuth {
     /// What the client is told that its password is for.
@@ -255,6 +265,7 @@ pub struct BasicAuth {
 
 /// A user and what is kept of the password.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct User {
     /// The name, without a colon.
@@ -266,6 +277,7 @@ pub struct User {
 
 /// A text that no log and no message shows.
 #[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(transparent)]
 pub struct Secret(pub String);
 

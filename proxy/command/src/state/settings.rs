@@ -10,6 +10,7 @@ use super::{RedirectMode, SteeringPolicy};
 
 /// Settings of the process, the same for all workers.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]
 pub struct Settings {
     /// Number of workers; 0 means one for each core that the process may use.
@@ -65,6 +66,7 @@ impl Default for Settings {
 
 /// What is logged, and where.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]
 pub struct Log {
     /// Filter of the supervisor's own log, in the syntax of `RUST_LOG`.
@@ -90,6 +92,7 @@ impl Default for Log {
 
 /// What is published for Prometheus.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]
 pub struct Metrics {
     /// Where `GET /metrics` is answered; none answers nowhere.
@@ -108,6 +111,7 @@ impl Default for Metrics {
 
 /// Bounds of each worker. Pools are sized from them at start and never grow.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]
 pub struct Limits {
     /// Client connections of one worker.
@@ -163,6 +167,7 @@ impl Default for Limits {
 
 /// The deadline of each kind of wait, in milliseconds. Zero is not allowed: every wait ends.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]
 pub struct Timeouts {
     /// From the first byte of a request (or from accept) to the end of its head; then 408. From accept to the end of

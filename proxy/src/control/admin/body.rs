@@ -1,5 +1,6 @@
 //! Bodies of requests: JSON, bounded for each path, read within a time.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::{Body, Bytes};
@@ -8,14 +9,22 @@ use axum::http::header::CONTENT_TYPE;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use hyper::body::Body as _;
 use serde::de::DeserializeOwned;
+use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
 use crate::control::commands::Failure;
 
 /// Of a body that says something about one thing.
 pub(super) const SMALL_SIZE_MAX: usize = 64 * 1024;
+/// Of a list of operations, or a whole state.
+pub(super) const LARGE_SIZE_MAX: usize = 32 * 1024 * 1024;
 /// For a body to come as a whole.
 const TIMEOUT: Duration = Duration::from_secs(10);
+/// What is larger is parsed on another thread, so that workers' messages and other callers do not wait for it.
+const PARSE_HERE_MAX: usize = 64 * 1024;
+/// Large bodies that are held at a time; more wait for their turn, unread.
+const LARGE_BODIES_MAX: usize = 4;
+
 /// A body of JSON, of at most [`SMALL_SIZE_MAX`].
 pub(super) struct Small<T>(pub(super) T);
 
@@ -25,6 +34,44 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Small<T> {
     async fn from_request(request: Request, _: &S) -> Result<Self, Failure> {
         let bytes = read(request, SMALL_SIZE_MAX).await?;
         parse(&bytes).map(Self)
+    }
+}
+
+/// A body of JSON, of at most [`LARGE_SIZE_MAX`].
+pub(super) struct Large<T>(pub(super) T);
+
+impl<T, S> FromRequest<S> for Large<T>
+where
+    T: DeserializeOwned + Send + 'static,
+    S: Send + Sync,
+{
+    type Rejection = Failure;
+
+    async fn from_request(request: Request, _: &S) -> Result<Self, Failure> {
+        let small = request.body().size_hint().exact().is_some_and(|size| size <= PARSE_HERE_MAX as u64);
+        if small {
+            return parse(&read(request, SMALL_SIZE_MAX).await?).map(Self);
+        }
+        let turns = request.extensions().get::<Turns>().cloned().unwrap_or_default();
+        let waited = timeout(TIMEOUT, turns.0.acquire_owned()).await;
+        // The semaphore is never closed.
+        let Ok(Ok(turn)) = waited else {
+            return Err(Failure::new(503, "too many large bodies are under way", "try it again later"));
+        };
+        let bytes = read(request, LARGE_SIZE_MAX).await?;
+        let parsed = tokio::task::spawn_blocking(move || parse(&bytes)).await;
+        drop(turn);
+        parsed.map_err(|_| Failure::new(500, "the body was not parsed to its end", "try it again"))?.map(Self)
+    }
+}
+
+/// Whose turn it is to send a large body; the same for all connections.
+#[derive(Clone, Debug)]
+pub(super) struct Turns(Arc<Semaphore>);
+
+impl Default for Turns {
+    fn default() -> Self {
+        Self(Arc::new(Semaphore::new(LARGE_BODIES_MAX)))
     }
 }
 

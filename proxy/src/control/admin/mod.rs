@@ -7,10 +7,14 @@
 mod audit;
 mod body;
 mod caller;
+mod changes;
 mod connections;
+mod endpoints;
+mod lists;
 mod routes;
 mod socket;
 mod stall;
+mod stream;
 
 use std::io;
 use std::path::Path;

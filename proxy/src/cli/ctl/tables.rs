@@ -1,0 +1,137 @@
+//! Lists as tables for people.
+
+use underpass_command::api::{BackendEntry, Page, WorkerStatus};
+use underpass_command::state::{Action, Backend, Cluster, Listener, RedirectMode, Route};
+
+use super::super::text::table;
+
+fn row<const N: usize>(cells: [&str; N]) -> Vec<String> {
+    cells.map(str::to_owned).to_vec()
+}
+
+/// A table and, where there is more than it shows, a line that says so.
+fn paged<T>(page: &Page<T>, titles: Vec<String>, row_of: impl Fn(&T) -> Vec<String>) -> String {
+    if page.items.is_empty() {
+        return "none\n".into();
+    }
+    let mut rows = vec![titles];
+    rows.extend(page.items.iter().map(row_of));
+    let mut out = table(&rows);
+    if page.next.is_some() {
+        out.push_str("and more: see --limit\n");
+    }
+    out
+}
+
+pub(super) fn clusters(page: &Page<Cluster>) -> String {
+    paged(page, row(["cluster", "balance", "redirect", "backends", "draining"]), |cluster| {
+        let draining = cluster.backends.iter().filter(|backend| backend.drain).count();
+        vec![
+            cluster.name.clone(),
+            cluster.balance.to_string(),
+            inherited(cluster.redirect),
+            cluster.backends.len().to_string(),
+            draining.to_string(),
+        ]
+    })
+}
+
+pub(super) fn cluster(cluster: &Cluster) -> String {
+    let mut out =
+        format!("cluster {}, {}, redirect {}\n", cluster.name, cluster.balance, inherited(cluster.redirect));
+    let mut rows = vec![row(["backend", "weight", "state"])];
+    rows.extend(cluster.backends.iter().map(backend_cells));
+    out.push_str(&table(&rows));
+    out
+}
+
+pub(super) fn backends(page: &Page<BackendEntry>) -> String {
+    paged(page, row(["cluster", "backend", "weight", "state"]), |entry| {
+        let mut cells = vec![entry.cluster.clone()];
+        cells.extend(backend_cells(&entry.backend));
+        cells
+    })
+}
+
+fn backend_cells(backend: &Backend) -> Vec<String> {
+    let state = match (backend.drain, backend.backup) {
+        (true, _) => "draining",
+        (false, true) => "backup",
+        (false, false) => "in use",
+    };
+    vec![backend.address.to_string(), backend.weight.to_string(), state.to_owned()]
+}
+
+pub(super) fn listeners(page: &Page<Listener>) -> String {
+    paged(page, row(["listener", "address", "protocol", "default cluster", "redirect"]), |listener| {
+        vec![
+            listener.name.clone(),
+            listener.address.to_string(),
+            listener.protocol.to_string(),
+            listener.default_cluster.clone().unwrap_or_else(|| "-".into()),
+            inherited(listener.redirect),
+        ]
+    })
+}
+
+pub(super) fn routes(page: &Page<Route>) -> String {
+    paged(page, row(["route", "leads to"]), |route| vec![route.key().to_string(), target(route)])
+}
+
+fn target(route: &Route) -> String {
+    match route.action() {
+        Some(Action::Forward(cluster)) => format!("cluster {cluster}"),
+        Some(Action::Respond(respond)) => match &respond.answer {
+            Some(answer) => format!("answer {answer}"),
+            None => format!("status {}", respond.status),
+        },
+        Some(Action::RedirectTo(redirect)) => format!("redirect {}", redirect.status),
+        None => "nothing".into(),
+    }
+}
+
+pub(super) fn workers(workers: &[WorkerStatus]) -> String {
+    let mut rows = vec![row(["worker", "cpu", "state", "process", "restarts", "open", "requests"])];
+    rows.extend(workers.iter().map(|worker| {
+        vec![
+            worker.index.to_string(),
+            worker.cpu.map_or_else(|| "any".into(), |cpu| cpu.to_string()),
+            worker.state.to_string(),
+            worker.pid.map_or_else(|| "-".into(), |pid| pid.to_string()),
+            worker.restarts.to_string(),
+            worker.counters.value("connections_active").to_string(),
+            worker.counters.value("requests").to_string(),
+        ]
+    }));
+    table(&rows)
+}
+
+fn inherited(mode: Option<RedirectMode>) -> String {
+    mode.map_or_else(|| "inherited".into(), |mode| mode.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_page_that_is_not_the_last_says_so() {
+        let mut page = Page { revision: 1, items: vec![Cluster::new("app")], next: None };
+        let whole = clusters(&page);
+        assert_eq!(
+            whole,
+            "cluster      balance   redirect  backends  draining\n    app  round-robin  inherited         0         0\n"
+        );
+        page.next = Some("app".into());
+        assert_eq!(clusters(&page), whole + "and more: see --limit\n");
+        page.items.clear();
+        assert_eq!(clusters(&page), "none\n");
+    }
+
+    #[test]
+    fn a_route_says_what_it_does() {
+        let page = Page { revision: 1, items: vec![Route::new("app"), Route::respond(404)], next: None };
+        let shown = routes(&page);
+        assert!(shown.contains("*/...  cluster app") && shown.contains("status 404"), "{shown}");
+    }
+}
