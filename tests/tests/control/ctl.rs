@@ -112,6 +112,20 @@ fn items_are_added_changed_and_removed() {
 }
 
 #[test]
+fn answers_are_named_and_used() {
+    let backend = Backend::answering(HELLO);
+    let proxy = Proxy::to(&[backend.address()]);
+    done(&proxy, &["answer", "add", "closed", "we are closed", "--status", "503"]);
+    done(&proxy, &["answer", "change", "closed", "--set", "content_type=text/html"]);
+    let shown = done(&proxy, &["answer", "list"]);
+    assert!(shown.contains("closed") && shown.contains("we are closed"), "{shown}");
+    assert_eq!(proxy.client().state().expect("answers").state.answers[0].content_type, "text/html");
+    done(&proxy, &["answer", "remove", "closed"]);
+    assert_eq!(done(&proxy, &["answer", "list"]), "none\n");
+    proxy.stop();
+}
+
+#[test]
 fn a_listener_comes_and_goes() {
     let backend = Backend::answering(HELLO);
     let proxy = Proxy::to(&[backend.address()]);

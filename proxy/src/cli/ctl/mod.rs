@@ -3,6 +3,7 @@
 //! A command is a request of the admin API, or a change of one or a few operations; what is given as `--set KEY=VALUE` are
 //! fields of the API's documents (`item`), so that there is no field that a command does not know.
 
+mod answer;
 mod backend;
 mod change;
 mod cluster;
@@ -82,6 +83,9 @@ enum Action {
     /// Listeners: where connections come in
     #[command(subcommand)]
     Listener(listener::Action),
+    /// Answers of the proxy itself, which routes and listeners name
+    #[command(subcommand)]
+    Answer(answer::Action),
     /// Bounds of each worker
     #[command(subcommand)]
     Limit(settings::LimitAction),
@@ -119,6 +123,7 @@ pub(super) fn ctl(arguments: Ctl) -> Result<(), Failure> {
         Action::Backend(action) => backend::run(&context, action),
         Action::Route(action) => route::run(&context, *action),
         Action::Listener(action) => listener::run(&context, action),
+        Action::Answer(action) => answer::run(&context, action),
         Action::Limit(action) => settings::limit(&context, action),
         Action::Settings(action) => settings::run(&context, action),
         Action::Worker(action) => process::worker(&context, action),

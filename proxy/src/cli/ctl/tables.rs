@@ -1,7 +1,7 @@
 //! Lists as tables for people.
 
 use underpass_command::api::{BackendEntry, Page, WorkerStatus};
-use underpass_command::state::{Action, Backend, Cluster, Listener, RedirectMode, Route};
+use underpass_command::state::{Action, Answer, Backend, Cluster, Listener, RedirectMode, Route};
 
 use super::super::text::table;
 
@@ -88,6 +88,14 @@ fn target(route: &Route) -> String {
         Some(Action::RedirectTo(redirect)) => format!("redirect {}", redirect.status),
         None => "nothing".into(),
     }
+}
+
+pub(super) fn answers(page: &Page<Answer>) -> String {
+    paged(page, row(["answer", "status", "body"]), |answer| {
+        let line = answer.body.lines().next().unwrap_or_default();
+        let status = if answer.status == 0 { "-".into() } else { answer.status.to_string() };
+        vec![answer.name.clone(), status, line.chars().take(60).collect()]
+    })
 }
 
 pub(super) fn workers(workers: &[WorkerStatus]) -> String {

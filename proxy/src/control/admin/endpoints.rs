@@ -10,7 +10,7 @@ use underpass_command::api::{
     BackendEntry, ChangeRequest, Changed, Draining, ErrorBody, Event, PAGE_SIZE_MAX, Page, RedirectChange,
     RedirectStatus, Saved, StateDocument, Status, SteeringChange, SteeringStatus, WorkerStatus,
 };
-use underpass_command::state::{Cluster, Listener, Route};
+use underpass_command::state::{self, Cluster, Listener, Route};
 
 use super::routes::Context;
 use super::{changes, routes};
@@ -111,6 +111,12 @@ pub(super) static ENDPOINTS: &[Endpoint] = &[
     Endpoint {
         parameters: LIST,
         ..read("/v1/routes", "Routes", Answer::Json(schema::<Page<Route>>), || get(routes::routes))
+    },
+    Endpoint {
+        parameters: LIST,
+        ..read("/v1/answers", "Named answers", Answer::Json(schema::<Page<state::Answer>>), || {
+            get(routes::answers)
+        })
     },
     read("/v1/workers", "Worker processes", Answer::Json(schema::<Vec<WorkerStatus>>), || {
         get(routes::workers)

@@ -6,7 +6,7 @@ use std::ops::Bound;
 
 use underpass_command::api::{BackendEntry, PAGE_SIZE_MAX, Page, Select};
 use underpass_command::live::Configuration;
-use underpass_command::state::{Cluster, Listener, Route, RouteKey};
+use underpass_command::state::{Answer, Cluster, Listener, Route, RouteKey};
 
 use crate::control::commands::Failure;
 
@@ -60,6 +60,17 @@ pub(super) fn backends(of: &Configuration, select: &Select) -> Result<Page<Backe
         name: Cow::Owned(backend.address.to_string()),
         cluster: Some(cluster),
         item: || BackendEntry { cluster: cluster.clone(), backend: backend.clone() },
+    })
+}
+
+/// The named answers.
+pub(super) fn answers(of: &Configuration, select: &Select) -> Result<Page<Answer>, Failure> {
+    let all = of.answers().range::<str, _>((after(select), Bound::Unbounded));
+    page(of, select, all, |(name, answer)| Found {
+        cursor: name.clone(),
+        name: Cow::Borrowed(name),
+        cluster: None,
+        item: || answer.clone(),
     })
 }
 

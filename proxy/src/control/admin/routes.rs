@@ -13,7 +13,7 @@ use underpass_command::api::{
     SteeringStatus, WorkerStatus,
 };
 use underpass_command::live::{ClusterEntry, Configuration};
-use underpass_command::state::{Cluster, Listener, Route};
+use underpass_command::state::{self, Cluster, Listener, Route};
 
 use super::audit::Audit;
 use super::body::{Small, Turns};
@@ -103,6 +103,13 @@ pub(super) async fn backends(
 
 pub(super) async fn routes(context: State<Context>, select: Parameters<Select>) -> Answer<Page<Route>> {
     list(context, select, lists::routes).await
+}
+
+pub(super) async fn answers(
+    context: State<Context>,
+    select: Parameters<Select>,
+) -> Answer<Page<state::Answer>> {
+    list(context, select, lists::answers).await
 }
 
 async fn list<T: Send + 'static>(
