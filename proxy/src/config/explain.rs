@@ -2,7 +2,10 @@
 
 use std::fmt::Write;
 
-use underpass_command::state::{Backend, Cluster, Listener, Route, Settings};
+use underpass_command::state::{
+    Answer, AnswerField, AnswerFor, Backend, BasicAuth, Cluster, FieldEdit, HeaderMatch, Listener,
+    RedirectTo, Respond, Rewrite, Route, Settings, User,
+};
 
 use super::keys::{self, Blank};
 use super::table::{Access, Key, Need, quote};
@@ -22,8 +25,9 @@ pub fn explain() -> String {
     for section in sections() {
         out.push('\n');
         comment(&mut out, section.doc);
+        let mark = if section.optional { "# " } else { "" };
         if !section.header.is_empty() {
-            let _ = writeln!(out, "{}", section.header);
+            let _ = writeln!(out, "{mark}{}", section.header);
         }
         for row in section.rows {
             out.push('\n');
@@ -31,7 +35,7 @@ pub fn explain() -> String {
             match row.value {
                 Value::Default(literal) => {
                     comment(&mut out, &format!("Takes: {}. Default: {literal}.", row.takes));
-                    let _ = writeln!(out, "{} = {literal}", row.name);
+                    let _ = writeln!(out, "{mark}{} = {literal}", row.name);
                 }
                 Value::Optional(example) => {
                     comment(&mut out, &format!("Takes: {}. No default.", row.takes));
@@ -39,7 +43,11 @@ pub fn explain() -> String {
                 }
                 Value::Required(example) => {
                     comment(&mut out, &format!("Takes: {}. Required.", row.takes));
-                    let _ = writeln!(out, "{} = {example}", row.name);
+                    let _ = writeln!(out, "{mark}{} = {example}", row.name);
+                }
+                Value::OneOf(example) => {
+                    comment(&mut out, &format!("Takes: {}.", row.takes));
+                    let _ = writeln!(out, "{mark}{} = {example}", row.name);
                 }
             }
         }
@@ -71,6 +79,7 @@ pub fn man_page() -> String {
                 Value::Default(literal) => format!("Default: {literal}."),
                 Value::Optional(example) => format!("No default; for example: {example}."),
                 Value::Required(example) => format!("Required; for example: {example}."),
+                Value::OneOf(example) => format!("For example: {example}."),
             };
             let _ = writeln!(out, ".TP\n.B {}\n{}", roff(row.name), roff(row.doc));
             let _ = writeln!(out, ".br\nTakes: {}.\n.br\n{}", roff(&row.takes), roff(&value));
@@ -84,6 +93,8 @@ pub(super) struct Section {
     /// As it stands in a file; empty for the top.
     pub(super) header: &'static str,
     doc: &'static str,
+    /// It may be left out as a whole, and then none of its keys has a value.
+    optional: bool,
     pub(super) rows: Vec<Row>,
 }
 
@@ -99,6 +110,7 @@ pub(super) struct Row {
 enum Value {
     Default(String),
     Optional(String),
+    OneOf(String),
     Required(String),
 }
 
@@ -140,23 +152,76 @@ pub(super) fn sections() -> Vec<Section> {
         ),
         section(
             "[[route]]",
-            "Sends the requests that match to a cluster. Once for each. A route with a host is preferred to one \
-             without, an exact host to a wildcard, a longer wildcard to a shorter; then an exact path to a prefix, a \
-             longer prefix to a shorter.",
+            "What is done with the requests that match. Once for each. A request takes the first that it matches, \
+             whatever their order here: exact hosts come before wildcards, longer wildcards before shorter, then regular \
+             expressions, then routes for any host; then a listener's own before everybody's; then exact paths, longer \
+             prefixes before shorter, regular expressions; then more header conditions before fewer, few methods before \
+             many. Among regular expressions a higher priority comes first, then the longer, then the smaller text. In \
+             templates ${client}, ${request_id}, ${host}, ${path}, ${query}, ${method}, ${listener}, ${cluster} and \
+             ${backend} stand for what they say, $1 for a group of path_regex, ${name} for a named group of path_regex or \
+             host_regex, $$ for a dollar. In redirect_to and rewrite only host, path, query, method and listener are known, in \
+             changes of responses only client, request_id, listener, cluster and backend.",
             keys::ROUTE,
             &Route::blank(),
+        ),
+        part("[route.respond]", "The proxy answers itself.", keys::RESPOND, &Respond::blank()),
+        part(
+            "[route.redirect_to]",
+            "The client is sent to another address.",
+            keys::REDIRECT_TO,
+            &RedirectTo::blank(),
+        ),
+        part("[route.rewrite]", "What the cluster is asked for instead.", keys::REWRITE, &Rewrite::blank()),
+        part(
+            "[route.auth]",
+            "Who may ask: basic authentication (RFC 7617).",
+            keys::AUTH,
+            &BasicAuth::blank(),
+        ),
+        part("[[route.auth.user]]", "One who may. Once for each.", keys::USER, &User::blank()),
+        part(
+            "[[route.header]]",
+            "A header field that requests must have to take the route. Once for each.",
+            keys::HEADER,
+            &HeaderMatch::blank(),
+        ),
+        part(
+            "[[route.edit]]",
+            "A change of a header field. Once for each, in this order.",
+            keys::EDIT,
+            &FieldEdit::blank(),
+        ),
+        part("[[answer]]", "An answer of the proxy itself. Once for each.", keys::ANSWER, &Answer::blank()),
+        part(
+            "[[answer.field]]",
+            "A header field of the answer above it. Once for each.",
+            keys::ANSWER_FIELD,
+            &AnswerField::blank(),
+        ),
+        part(
+            "[[listener.answer]]",
+            "The answer that is given in place of the proxy's own. Once for each status. The same below [[cluster]], as \
+             [[cluster.answer]], which comes first.",
+            keys::ANSWER_FOR,
+            &AnswerFor::blank(),
         ),
     ]
 }
 
+/// A table that may be left out.
+fn part<T>(header: &'static str, doc: &'static str, keys: &[Key<T>], blank: &T) -> Section {
+    Section { optional: true, ..section(header, doc, keys, blank) }
+}
+
 fn section<T>(header: &'static str, doc: &'static str, keys: &[Key<T>], blank: &T) -> Section {
-    Section { header, doc, rows: keys.iter().map(|key| row(key, blank)).collect() }
+    Section { header, doc, optional: false, rows: keys.iter().map(|key| row(key, blank)).collect() }
 }
 
 fn row<T>(key: &Key<T>, blank: &T) -> Row {
     let value = match key.need {
         Need::Default => Value::Default(key.literal(blank).unwrap_or_else(|| quote(""))),
         Need::Optional(example) => Value::Optional(quote(example)),
+        Need::OneOf(example) => Value::OneOf(quote(example)),
         Need::Required(example) => Value::Required(quote(example)),
     };
     let takes = match &key.access {

@@ -158,10 +158,15 @@ macro_rules! address {
 
 mod clusters;
 mod items;
+mod routes;
 mod settings;
 
 pub(super) use clusters::{BACKEND, CLUSTER};
-pub(super) use items::{LISTENER, LISTENER_HTTP_ONLY, ROUTE, ROUTE_HTTP_ONLY};
+pub(super) use items::{LISTENER, LISTENER_HTTP_ONLY};
+pub(super) use routes::{
+    ANSWER, ANSWER_FIELD, ANSWER_FOR, AUTH, EDIT, HEADER, REDIRECT_TO, RESPOND, REWRITE, ROUTE,
+    ROUTE_HTTP_ONLY, ROUTE_PARTS, USER,
+};
 pub(super) use settings::{LIMITS, LOG, METRICS, ROOT, TABLES, TIMEOUTS};
 
 /// An item with every default, before a file says more. Its required keys hold what no file can give.
@@ -191,6 +196,6 @@ impl Blank for Backend {
 
 impl Blank for Route {
     fn blank() -> Self {
-        Self::new("")
+        Self::default()
     }
 }

@@ -33,6 +33,8 @@ pub enum Place {
     },
     /// A route.
     Route(usize),
+    /// A named answer.
+    Answer(usize),
 }
 
 /// One thing that is wrong with a state: what, which value, why, and what to do.

@@ -6,7 +6,7 @@ use std::ops::Range;
 
 use toml::Spanned;
 use toml::de::{DeString, DeTable, DeValue};
-use underpass_command::state::{Cluster, Listener, Protocol, Route, Settings, State};
+use underpass_command::state::{Answer, Cluster, Listener, Protocol, Route, Settings, State};
 
 use super::keys::{self, Blank};
 use super::problem::{Diagnostic, Place, Problem, Severity};
@@ -18,7 +18,7 @@ use super::validate::{label, sni_route_fault, tcp_listener_fault, validate};
 const DIAGNOSTICS_MAX: usize = 100;
 
 /// The lists of items.
-const LISTS: [&str; 3] = ["listener", "cluster", "route"];
+const LISTS: [&str; 4] = ["listener", "cluster", "route", "answer"];
 
 /// Reads a whole file. The state is usable only if no diagnostic is an error.
 pub(super) fn read(text: &str, file_name: &str) -> (State, Vec<Diagnostic>) {
@@ -97,7 +97,10 @@ impl Reader {
             }
         }
         state.listeners = self.list("listener", "", document, Place::Listener, |reader, place, table| {
-            let listener: Listener = reader.item(place, name_in(table), keys::LISTENER, table, &[]);
+            let name = name_in(table);
+            let mut listener: Listener = reader.item(place, name, keys::LISTENER, table, &["answer"]);
+            listener.answers =
+                reader.sublist("answer", "listener.", "", place, name, keys::ANSWER_FOR, table);
             if listener.protocol == Protocol::Tcp {
                 reader.http_only(
                     place,
@@ -110,26 +113,109 @@ impl Reader {
             listener
         });
         state.clusters = self.list("cluster", "", document, Place::Cluster, Self::cluster);
-        state.routes = self.list("route", "", document, Place::Route, |reader, place, table| {
-            let route: Route = reader.item(place, "", keys::ROUTE, table, &[]);
-            if route.sni.is_some() {
-                reader.http_only(place, "", &keys::ROUTE_HTTP_ONLY, table, sni_route_fault());
-            }
-            reader.one_path_only(place, table);
-            route
+        state.routes = self.list("route", "", document, Place::Route, Self::route);
+        state.answers = self.list("answer", "", document, Place::Answer, |reader, place, table| {
+            let name = name_in(table);
+            let mut answer: Answer = reader.item(place, name, keys::ANSWER, table, &["field"]);
+            answer.fields = reader.sublist("field", "answer.", "", place, name, keys::ANSWER_FIELD, table);
+            answer
         });
         state
     }
 
     fn cluster(&mut self, place: Place, table: &DeTable<'_>) -> Cluster {
         let name = name_in(table);
-        let mut cluster: Cluster = self.item(place, name, keys::CLUSTER, table, &["backend"]);
+        let mut cluster: Cluster = self.item(place, name, keys::CLUSTER, table, &["backend", "answer"]);
+        cluster.answers = self.sublist("answer", "cluster.", "", place, name, keys::ANSWER_FOR, table);
         let Place::Cluster(index) = place else { return cluster };
         let place_of = |backend| Place::Backend { cluster: index, backend };
         cluster.backends = self.list("backend", "cluster.", table, place_of, |reader, place, table| {
             reader.item(place, name, keys::BACKEND, table, &[])
         });
         cluster
+    }
+
+    fn route(&mut self, place: Place, table: &DeTable<'_>) -> Route {
+        let mut route: Route = self.item(place, "", keys::ROUTE, table, &keys::ROUTE_PARTS);
+        if route.sni.is_some() {
+            self.http_only(place, "", &keys::ROUTE_HTTP_ONLY, table, sni_route_fault());
+            return route;
+        }
+        self.one_of(place, "", table, &["path", "path_prefix", "path_regex"]);
+        route.respond = self.part("respond", place, keys::RESPOND, table, &[]);
+        route.redirect_to = self.part("redirect_to", place, keys::REDIRECT_TO, table, &[]);
+        route.rewrite = self.part("rewrite", place, keys::REWRITE, table, &[]);
+        route.auth = self.part("auth", place, keys::AUTH, table, &["user"]);
+        if let (Some(auth), Some(table)) =
+            (&mut route.auth, table.get("auth").and_then(|auth| auth.get_ref().as_table()))
+        {
+            auth.users = self.sublist("user", "route.auth.", "auth.", place, "", keys::USER, table);
+        }
+        route.headers = self.sublist("header", "route.", "", place, "", keys::HEADER, table);
+        for (number, header) in lists_of(table, "header").enumerate() {
+            self.one_of(place, &format!("header {}.", number + 1), header, &["value", "value_regex"]);
+        }
+        route.edits = self.sublist("edit", "route.", "", place, "", keys::EDIT, table);
+        route
+    }
+
+    /// A table below an item, as `[route.respond]`. Its keys are known as `respond.status`.
+    fn part<T: Blank>(
+        &mut self,
+        name: &str,
+        place: Place,
+        keys: &[Key<T>],
+        table: &DeTable<'_>,
+        elsewhere: &[&str],
+    ) -> Option<T> {
+        let value = table.get(name)?;
+        let Some(table) = value.get_ref().as_table() else {
+            let reason = format!("{}, not a table", kind(value.get_ref()));
+            let fault =
+                Fault::new(reason, format!("write it as {name} = {{ ... }}, or below [route.{name}]"));
+            self.report(place, &label(place, ""), name, Some(value.span()), None, fault);
+            return None;
+        };
+        let mut part = T::blank();
+        let prefix = &format!("{name}.");
+        self.spans.insert((place, name.to_owned()), value.span());
+        self.fields(&Scope { place, label: label(place, ""), prefix, elsewhere }, keys, table, &mut part);
+        Some(part)
+    }
+
+    /// A list of tables below an item, as `[[route.edit]]`. Their keys are known as `edit 1.name`.
+    #[allow(clippy::too_many_arguments, reason = "each says where it stands in another way")]
+    fn sublist<T: Blank>(
+        &mut self,
+        name: &str,
+        above: &str,
+        prefix: &str,
+        place: Place,
+        item_name: &str,
+        keys: &[Key<T>],
+        table: &DeTable<'_>,
+    ) -> Vec<T> {
+        let number = std::cell::Cell::new(0);
+        let item_span = self.spans.get(&(place, String::new())).cloned();
+        let items = self.list(
+            name,
+            above,
+            table,
+            |_| place,
+            |reader, place, table| {
+                number.set(number.get() + 1);
+                let prefix = &format!("{prefix}{name} {}.", number.get());
+                let mut item = T::blank();
+                let label = label(place, item_name);
+                reader.fields(&Scope { place, label, prefix, elsewhere: &[] }, keys, table, &mut item);
+                item
+            },
+        );
+        // The place is still that of the item above.
+        if let Some(span) = item_span {
+            self.spans.insert((place, String::new()), span);
+        }
+        items
     }
 
     /// One of `[log]`, `[limits]` and `[timeouts]`.
@@ -207,7 +293,8 @@ impl Reader {
             if let Need::Required(example) = key.need {
                 let fault = Fault::new("missing", format!("add it, as {} = {}", key.name, quote(example)));
                 let span = self.spans.get(&(scope.place, String::new())).cloned();
-                self.report(scope.place, &scope.label, key.name, span, None, fault);
+                let path = format!("{}{}", scope.prefix, key.name);
+                self.report(scope.place, &scope.label, &path, span, None, fault);
             }
         }
     }
@@ -230,6 +317,10 @@ impl Reader {
                     _ => Err(Fault::new(format!("above {}", range.end()), use_range(range, unit))),
                 }
             }
+            (_, other) if key.is_secret() => {
+                let reason = format!("{}, not a string", kind(other));
+                Err(Fault::new(reason, "write it in quotes"))
+            }
             (access, other) => Err(wrong_type(access, other)),
         };
         match result {
@@ -242,7 +333,7 @@ impl Reader {
                     &scope.label,
                     &path,
                     Some(value.span()),
-                    literal(value.get_ref()),
+                    if key.is_secret() { None } else { literal(value.get_ref()) },
                     fault,
                 );
             }
@@ -262,11 +353,15 @@ impl Reader {
         self.report(scope.place, &scope.label, &path, Some(name.span()), None, fault);
     }
 
-    fn one_path_only(&mut self, place: Place, table: &DeTable<'_>) {
-        if let (Some(_), Some(prefix)) = (table.get("path"), table.get("path_prefix")) {
-            let fault = Fault::new("path is given as well", "keep one of the two");
-            let value = literal(prefix.get_ref());
-            self.report(place, &label(place, ""), "path_prefix", Some(prefix.span()), value, fault);
+    /// Keys that exclude each other: only the first that is there may be.
+    fn one_of(&mut self, place: Place, prefix: &str, table: &DeTable<'_>, keys: &[&str]) {
+        let mut given = keys.iter().filter_map(|key| Some((*key, table.get(*key)?)));
+        let Some((first, _)) = given.next() else { return };
+        for (key, value) in given {
+            let fault = Fault::new(format!("{first} is given as well"), "keep one of the two");
+            let literal = literal(value.get_ref());
+            let path = format!("{prefix}{key}");
+            self.report(place, &label(place, ""), &path, Some(value.span()), literal, fault);
         }
     }
 
@@ -323,6 +418,12 @@ impl Reader {
         let mut places = std::iter::once(&own).chain(&problem.follows_from).chain(std::iter::once(&item));
         places.find_map(|place| self.spans.get(place).cloned())
     }
+}
+
+/// The tables of a list.
+fn lists_of<'t, 'i>(table: &'t DeTable<'i>, name: &str) -> impl Iterator<Item = &'t DeTable<'i>> {
+    let items = table.get(name).and_then(|list| list.get_ref().as_array());
+    items.into_iter().flat_map(|items| items.iter()).filter_map(|item| item.get_ref().as_table())
 }
 
 fn name_in<'t>(table: &'t DeTable<'_>) -> &'t str {

@@ -7,6 +7,7 @@ use tracing_subscriber::EnvFilter;
 use underpass_command::state::{HashKey, StatusRanges};
 
 use super::table::Fault;
+use crate::route::{PATTERN_SIZE_MAX, TEMPLATE_SIZE_MAX, compile_pattern};
 
 /// The longest name of a listener or cluster, in bytes.
 pub(super) const NAME_SIZE_MAX: usize = 128;
@@ -28,6 +29,12 @@ const UIDS_MAX: usize = 64;
 const TOKEN_SIZE_MAX: usize = 128;
 /// The longest target of a check, in bytes.
 const CHECK_TARGET_SIZE_MAX: usize = 1024;
+/// The most methods of a route.
+const METHODS_MAX: usize = 16;
+/// The longest line of text, in bytes.
+const LINE_SIZE_MAX: usize = 1024;
+/// The longest body of an answer, in bytes.
+const BODY_SIZE_MAX: usize = 32 * 1024;
 const LOG_LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
 
 /// The kinds of text that keys take.
@@ -49,6 +56,18 @@ pub(super) enum Syntax {
     CheckTarget,
     /// Status codes and ranges of them.
     StatusRanges,
+    /// A regular expression.
+    Pattern,
+    /// Methods, separated by commas.
+    Methods,
+    /// A text with variables in it; what they are is checked elsewhere.
+    Template,
+    /// A text without line ends.
+    Line,
+    /// A text of any lines.
+    Body,
+    /// A text that no message shows; what it must be is checked elsewhere.
+    Secret,
     /// The host of a route.
     Host,
     /// The server name of a route.
@@ -81,6 +100,12 @@ impl Syntax {
             Self::Token => format!("token of at most {TOKEN_SIZE_MAX} bytes"),
             Self::CheckTarget => "path that begins with /, and a query if wanted".into(),
             Self::StatusRanges => "status codes and ranges of them, as 200,300-399".into(),
+            Self::Pattern => format!("regular expression of at most {PATTERN_SIZE_MAX} bytes"),
+            Self::Methods => format!("at most {METHODS_MAX} methods, separated by commas"),
+            Self::Template => format!("text of at most {TEMPLATE_SIZE_MAX} bytes with variables in it"),
+            Self::Line => format!("text of at most {LINE_SIZE_MAX} bytes"),
+            Self::Body => format!("text of at most {} KiB", BODY_SIZE_MAX / 1024),
+            Self::Secret => "text that no message shows".into(),
             Self::Host => "host name without port, or *. and a host name".into(),
             Self::ServerName => "host name, or *. and a host name".into(),
             Self::UrlPath => "path that begins with /".into(),
@@ -104,6 +129,14 @@ impl Syntax {
             Self::Token => check_token(text),
             Self::CheckTarget => check_target(text),
             Self::StatusRanges => parse_status_ranges(text).map(drop),
+            Self::Pattern => check_pattern(text),
+            Self::Methods => parse_methods(text).map(drop),
+            Self::Template => check_line(text, TEMPLATE_SIZE_MAX),
+            Self::Line => check_line(text, LINE_SIZE_MAX),
+            Self::Body if text.len() > BODY_SIZE_MAX => {
+                Err(Fault::new(format!("longer than {BODY_SIZE_MAX} bytes"), "use a shorter one"))
+            }
+            Self::Body | Self::Secret => Ok(()),
             Self::Host => check_host(text),
             Self::ServerName => check_server_name(text),
             Self::UrlPath => check_url_path(text),
@@ -200,6 +233,38 @@ pub(super) fn parse_status_ranges(text: &str) -> Result<StatusRanges, Fault> {
 /// RFC 9110 section 5.6.2.
 fn is_tchar(c: char) -> bool {
     c.is_ascii_alphanumeric() || "!#$%&'*+-.^_`|~".contains(c)
+}
+
+/// A text that may be empty and holds nothing that ends a line.
+fn check_line(text: &str, size_max: usize) -> Result<(), Fault> {
+    if text.is_empty() { Ok(()) } else { check_size(text, size_max) }
+}
+
+fn check_pattern(text: &str) -> Result<(), Fault> {
+    check_size(text, PATTERN_SIZE_MAX)?;
+    let remedy = "correct it; what is special in it, as a dot, is meant as itself behind a \\";
+    compile_pattern(text).map(drop).map_err(|error| Fault::new(error, remedy))
+}
+
+/// Reads a list of methods: RFC 9110 section 9.1, where their case counts.
+pub(super) fn parse_methods(text: &str) -> Result<Vec<String>, Fault> {
+    let methods: Vec<String> = text.split(',').map(|method| method.trim().to_owned()).collect();
+    if methods.len() > METHODS_MAX {
+        return Err(Fault::new(format!("more than {METHODS_MAX} methods"), "leave methods out to take all"));
+    }
+    for method in &methods {
+        check_token(method)?;
+        if !method.contains(|c: char| c.is_ascii_uppercase())
+            && method.contains(|c: char| c.is_ascii_lowercase())
+        {
+            let upper = method.to_ascii_uppercase();
+            return Err(Fault::new(
+                format!("methods have a case, and {method:?} is another than {upper:?}"),
+                format!("write {upper}"),
+            ));
+        }
+    }
+    Ok(methods)
 }
 
 fn check_token(text: &str) -> Result<(), Fault> {

@@ -34,6 +34,8 @@ pub(super) enum Need {
     Default,
     /// It may be left out, and has no value then; the text is an example.
     Optional(&'static str),
+    /// It or one of others must be there, which is checked elsewhere; the text is an example.
+    OneOf(&'static str),
     /// It must be there; the text is an example.
     Required(&'static str),
 }
@@ -69,6 +71,11 @@ impl<T> Key<T> {
         }
     }
 
+    /// Whether no message may show its value.
+    pub(super) fn is_secret(&self) -> bool {
+        matches!(self.access, Access::Text { syntax: Syntax::Secret, .. })
+    }
+
     /// Whether the field's value is one that the key takes.
     pub(super) fn check(&self, target: &T) -> Result<(), Fault> {
         match &self.access {
@@ -76,7 +83,7 @@ impl<T> Key<T> {
             Access::Boolean { .. } => Ok(()),
             Access::Text { syntax, get, .. } => match get(target) {
                 Some(text) => syntax.check(&text),
-                None if matches!(self.need, Need::Optional(_)) => Ok(()),
+                None if matches!(self.need, Need::Optional(_) | Need::OneOf(_)) => Ok(()),
                 // Only a path can be there and have no text.
                 None => Err(Fault::new("not UTF-8", "use a path in UTF-8")),
             },

@@ -1,5 +1,6 @@
 mod errors;
 mod round_trip;
+mod routes;
 mod rules;
 mod table;
 mod text;

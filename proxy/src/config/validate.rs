@@ -3,6 +3,7 @@
 mod change;
 mod clusters;
 mod protocols;
+mod routes;
 
 pub use change::{ChangeProblems, check_change, keep_settled, settled_differently};
 
@@ -34,6 +35,7 @@ pub fn validate(state: &State) -> Vec<Problem> {
     let mut problems = check_items(state);
     check_settings(&state.settings, &mut problems);
     check_counts(state, &mut problems);
+    routes::check_counts(state, &mut problems);
     check_unique(state, &mut problems);
     check_references(state, &mut problems);
     check_use(state, &mut problems);
@@ -48,6 +50,7 @@ fn check_items(state: &State) -> Vec<Problem> {
     check_redirects(state, &mut problems);
     clusters::check(state, &mut problems);
     protocols::check(state, &mut problems);
+    routes::check(state, &mut problems);
     problems
 }
 
@@ -65,6 +68,7 @@ pub(super) fn label(place: Place, name: &str) -> String {
             format!("{}: backend {}", named("cluster", cluster), backend + 1)
         }
         Place::Route(index) => format!("route {}", index + 1),
+        Place::Answer(index) => named("answer", index),
     }
 }
 
@@ -87,6 +91,7 @@ fn check_values(state: &State, problems: &mut Vec<Problem>) {
     for (index, route) in state.routes.iter().enumerate() {
         check_keys(problems, Place::Route(index), "", "", keys::ROUTE, route);
     }
+    routes::check_values(state, problems);
 }
 
 fn check_keys<T>(
@@ -100,7 +105,8 @@ fn check_keys<T>(
     for key in keys {
         if let Err(fault) = key.check(item) {
             let path = format!("{prefix}{}", key.name);
-            problems.push(Problem::error(place, &label(place, name), &path, key.literal(item), fault));
+            let value = if key.is_secret() { None } else { key.literal(item) };
+            problems.push(Problem::error(place, &label(place, name), &path, value, fault));
         }
     }
 }
@@ -161,6 +167,7 @@ fn check_counts(state: &State, problems: &mut Vec<Problem>) {
     check(state.listeners.len(), LISTENERS_MAX, "listener", Place::Listener(LISTENERS_MAX), "");
     check(state.clusters.len(), CLUSTERS_MAX, "cluster", Place::Cluster(CLUSTERS_MAX), "");
     check(state.routes.len(), ROUTES_MAX, "route", Place::Route(ROUTES_MAX), "");
+    check(state.answers.len(), routes::ANSWERS_MAX, "answer", Place::Answer(routes::ANSWERS_MAX), "");
     for (index, cluster) in state.clusters.iter().enumerate() {
         let place = Place::Backend { cluster: index, backend: BACKENDS_MAX };
         check(cluster.backends.len(), BACKENDS_MAX, "backend", place, &cluster.name);
@@ -199,6 +206,8 @@ fn check_unique(state: &State, problems: &mut Vec<Problem>) {
         }
     }
     check_routes_unique(state, problems);
+    let answers: Vec<_> = state.answers.iter().map(|answer| answer.name.as_str()).collect();
+    check_names(problems, &answers, Place::Answer, "answer");
 }
 
 fn check_names(problems: &mut Vec<Problem>, names: &[&str], place: fn(usize) -> Place, kind: &str) {
@@ -261,6 +270,10 @@ fn check_references(state: &State, problems: &mut Vec<Problem>) {
         let problem = Problem::error(place, &label(place, name), key, Some(quote(value)), fault);
         problems.push(problem.follows_from(Place::Whole, kind));
     };
+    let answers: HashSet<&str> = state.answers.iter().map(|answer| answer.name.as_str()).collect();
+    for (place, name, key, answer) in routes::named_answers(state) {
+        check(&answers, "answer", place, name, &key, answer);
+    }
     for (index, listener) in state.listeners.iter().enumerate() {
         if let Some(cluster) = &listener.default_cluster {
             let place = Place::Listener(index);

@@ -194,15 +194,18 @@ impl OwnAnswers {
 
     /// Writes an answer, and returns its text and status. One that does not fit gives way to a line of text.
     pub(super) fn write(&mut self, frame: &Frame<'_>, named: Option<&Named>) -> (&[u8], u16) {
-        let status =
-            named.map_or(frame.status, |named| if named.status == 0 { frame.status } else { named.status });
+        let mut status = named.map_or(0, |named| named.status);
+        if status == 0 {
+            status = frame.status;
+        }
         self.write_text(frame, status, named);
         if self.text.len() > frame.room {
-            self.write_text(frame, frame.status, None);
+            status = frame.status;
+            self.write_text(frame, status, None);
         }
         if self.text.len() > frame.room {
             self.fields.clear(); // nothing else can be long
-            self.write_text(frame, frame.status, None);
+            self.write_text(frame, status, None);
         }
         self.fields.clear();
         (&self.text, status)

@@ -8,6 +8,7 @@ mod heads;
 mod limits;
 mod pool;
 mod redirect;
+mod routes;
 mod soak;
 mod tcp;
 mod tcp_soak;

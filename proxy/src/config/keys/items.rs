@@ -1,7 +1,7 @@
-//! Keys of listeners and routes.
+//! Keys of listeners.
 
 use underpass_command::state::{
-    AtLimit, ForwardedFields, Listener, PathMatch, Protocol, ProxyProtocol, RequestId, Route, TraceContext,
+    AtLimit, ForwardedFields, Listener, Protocol, ProxyProtocol, RequestId, TraceContext,
 };
 
 use super::redirect_modes;
@@ -68,95 +68,3 @@ pub(in crate::config) static LISTENER: &[Key<Listener>] = &[
 /// Keys of `[[listener]]` that mean nothing where `protocol` is `tcp`.
 pub(in crate::config) const LISTENER_HTTP_ONLY: [&str; 4] =
     ["x_forwarded", "forwarded", "request_id", "trace_context"];
-/// Keys of `[[route]]` that mean nothing beside `sni`.
-pub(in crate::config) const ROUTE_HTTP_ONLY: [&str; 4] = ["host", "path", "path_prefix", "allow_connect"];
-
-/// Keys of `[[route]]`.
-pub(in crate::config) static ROUTE: &[Key<Route>] = &[
-    optional_text!(
-        "listener",
-        listener,
-        "web",
-        Syntax::Name,
-        "Only for requests or connections that came in by this listener. Without it: by any."
-    ),
-    Key {
-        name: "sni",
-        doc: "For tcp listeners: only for connections whose TLS ClientHello names this server, or with *. in front for \
-              every name below it. TLS passes untouched. Excludes host, path, path_prefix and allow_connect.",
-        need: Need::Optional("*.example.com"),
-        access: Access::Text {
-            syntax: Syntax::ServerName,
-            get: |route| route.sni.clone(),
-            set: |route, text| {
-                route.sni = Some(text.to_ascii_lowercase());
-                Ok(())
-            },
-        },
-    },
-    Key {
-        name: "host",
-        doc: "Only for this host, or with *. in front for every name below it. Without it: for every host.",
-        need: Need::Optional("*.example.com"),
-        access: Access::Text {
-            syntax: Syntax::Host,
-            get: |route| route.host.clone(),
-            set: |route, text| {
-                // RFC 3986 3.2.2: hosts compare without regard to case.
-                route.host = Some(text.to_ascii_lowercase());
-                Ok(())
-            },
-        },
-    },
-    Key {
-        name: "path",
-        doc: "Only for this very path; the query does not count. Excludes path_prefix.",
-        need: Need::Optional("/favicon.ico"),
-        access: Access::Text {
-            syntax: Syntax::UrlPath,
-            get: |route| match &route.path {
-                PathMatch::Exact(path) => Some(path.clone()),
-                PathMatch::Prefix(_) | PathMatch::Regex(_) => None,
-            },
-            set: |route, text| {
-                route.path = PathMatch::Exact(text.to_owned());
-                Ok(())
-            },
-        },
-    },
-    Key {
-        name: "path_prefix",
-        doc: "Only for paths that begin so, at a segment's border: /a takes /a and /a/b, not /ab. Without path and \
-              path_prefix: for every path.",
-        need: Need::Optional("/api"),
-        access: Access::Text {
-            syntax: Syntax::UrlPath,
-            get: |route| match &route.path {
-                PathMatch::Prefix(path) => Some(path.clone()),
-                PathMatch::Exact(_) | PathMatch::Regex(_) => None,
-            },
-            set: |route, text| {
-                route.path = PathMatch::Prefix(text.to_owned());
-                Ok(())
-            },
-        },
-    },
-    Key {
-        name: "cluster",
-        doc: "Cluster that serves the requests or connections.",
-        need: Need::Required("app"),
-        access: Access::Text {
-            syntax: Syntax::Name,
-            get: |route| Some(route.cluster.clone().unwrap_or_default()),
-            set: |route, text| {
-                route.cluster = Some(text.to_owned());
-                Ok(())
-            },
-        },
-    },
-    boolean!(
-        "allow_connect",
-        allow_connect,
-        "Whether CONNECT is allowed, and opens a tunnel to the cluster."
-    ),
-];

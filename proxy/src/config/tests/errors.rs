@@ -121,7 +121,7 @@ fn missing_keys() {
         "u.toml:1:1: listener 1: name: missing; add it, as name = \"web\"",
         "u.toml:2:1: cluster 1: name: missing; add it, as name = \"app\"",
         "u.toml:3:1: cluster 1: backend 1: address: missing; add it, as address = \"127.0.0.1:9000\"",
-        "u.toml:4:1: route 1: cluster: missing; add it, as cluster = \"app\"",
+        "u.toml:4:1: route 1: cluster: missing; add it, as cluster = \"app\", or respond or redirect_to in its place",
     ];
     let mut found = said(text);
     found.sort();

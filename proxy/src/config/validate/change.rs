@@ -59,6 +59,7 @@ impl Part {
             Place::Cluster(index) => *self.clusters.get(index)?,
             Place::Backend { cluster, backend } => *self.backends.get(cluster)?.get(backend)?,
             Place::Route(index) => *self.routes.get(index)?,
+            Place::Answer(_) => None,
         }
     }
 

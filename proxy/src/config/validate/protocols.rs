@@ -105,6 +105,20 @@ fn check_route(
     if route.allow_connect {
         refuse("allow_connect", Some("true".into()), sni_route_fault());
     }
+    let others = [
+        ("host_regex", route.host_regex.is_some()),
+        ("methods", !route.methods.is_empty()),
+        ("header", !route.headers.is_empty()),
+        ("respond", route.respond.is_some()),
+        ("redirect_to", route.redirect_to.is_some()),
+        ("redirect", route.redirect.is_some()),
+        ("rewrite", route.rewrite.is_some()),
+        ("edit", !route.edits.is_empty()),
+        ("auth", route.auth.is_some()),
+    ];
+    for (key, _) in others.into_iter().filter(|(_, there)| *there) {
+        refuse(key, None, sni_route_fault());
+    }
     match named {
         Some(listener) if listener.protocol != Protocol::Tcp => {
             let fault = Fault::new(
