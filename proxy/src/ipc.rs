@@ -62,6 +62,12 @@ pub enum ToWorker {
         /// More pieces of this change follow: nothing is done before the last has come.
         more: bool,
     },
+    /// Backends that have come up (true) or gone down, as the health checks have found; those never named are up. Numbers that
+    /// are not in use are passed over.
+    Health {
+        /// Their numbers.
+        backends: Vec<(u32, bool)>,
+    },
     /// The state is complete: accept connections. Answered with [`ToSupervisor::Running`].
     Run,
     /// Finish what is under way, take nothing new, then exit with status 0.

@@ -154,6 +154,19 @@ pub struct ClusterStatus {
     pub name: String,
     /// Addresses of its backends.
     pub backends: Vec<SocketAddr>,
+    /// Those that health checks have found down.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub down: Vec<DownBackend>,
+}
+
+/// A backend that gets no requests, because its checks fail.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct DownBackend {
+    /// Its address.
+    pub address: SocketAddr,
+    /// What the last check has found.
+    pub reason: String,
 }
 
 /// Counters and latency of one worker or of all.

@@ -50,16 +50,21 @@ impl Line {
         }
     }
 
-    /// Takes the first of the line. `holds` tells whether a key still waits with a ticket.
-    pub fn next(&mut self, holds: impl Fn(usize, u64) -> bool) -> Option<usize> {
-        while let Some(place) = self.places.pop_front() {
+    /// The first of the line. `holds` tells whether a key still waits with a ticket.
+    pub fn first(&mut self, holds: impl Fn(usize, u64) -> bool) -> Option<usize> {
+        while let Some(place) = self.places.front() {
             if holds(place.key, place.ticket) {
-                self.waiting -= 1;
                 return Some(place.key);
             }
+            self.places.pop_front();
         }
         debug_assert_eq!(self.waiting, 0, "somebody waits without a place");
         None
+    }
+
+    /// Whoever [`Self::first`] has named waits no more.
+    pub fn take_first(&mut self) {
+        self.waiting -= usize::from(self.places.pop_front().is_some());
     }
 }
 
@@ -95,9 +100,10 @@ mod tests {
                         line.leave(|key, ticket| held.get(&key) == Some(&ticket));
                     }
                     2 => {
-                        let next = line.next(|key, ticket| held.get(&key) == Some(&ticket));
+                        let next = line.first(|key, ticket| held.get(&key) == Some(&ticket));
                         prop_assert_eq!(next, order.first().copied());
                         if let Some(key) = next {
+                            line.take_first();
                             order.remove(0);
                             held.remove(&key);
                         }

@@ -157,17 +157,19 @@ impl Balancer {
         self.place(id).is_some_and(|place| self.members[place].set_up(up, now_ms))
     }
 
-    /// Takes a backend out for a while, unless more than `percent_max` of all would be out then. One that comes back begins
-    /// slowly.
-    pub fn eject(&mut self, id: u32, percent_max: u8, now_ms: u64, until_ms: u64) -> bool {
+    /// Whether a backend may be taken out: it is in, and not more than `percent_max` of all would be out then.
+    pub fn may_eject(&self, id: u32, percent_max: u8, now_ms: u64) -> bool {
         let Some(place) = self.place(id) else { return false };
         let all = self.members.iter().filter(|member| !member.is_vacant()).count();
         let out = 1 + self.members.iter().filter(|member| member.is_ejected(now_ms)).count();
-        if self.members[place].is_ejected(now_ms) || out * 100 > all * usize::from(percent_max) {
-            return false;
+        !self.members[place].is_ejected(now_ms) && out * 100 <= all * usize::from(percent_max)
+    }
+
+    /// Takes a backend out for a while. One that comes back begins slowly.
+    pub fn eject(&mut self, id: u32, until_ms: u64) {
+        if let Some(place) = self.place(id) {
+            self.members[place].eject(until_ms);
         }
-        self.members[place].eject(until_ms);
-        true
     }
 
     /// Whether a backend may get new requests.
@@ -175,9 +177,11 @@ impl Balancer {
         self.place(id).is_some_and(|place| self.members[place].is_available(now_ms))
     }
 
-    /// What the sticky cookie of a backend says.
-    pub fn sticky(&self, id: u32) -> Option<u64> {
-        self.place(id).map(|place| self.members[place].sticky)
+    /// Whether a client may stay with the backend that its sticky cookie names, even if it must be sent elsewhere once.
+    pub fn may_keep(&self, sticky: u64, tried: &[u32], now_ms: u64) -> bool {
+        self.members.iter().any(|member| {
+            member.sticky == sticky && member.is_available(now_ms) && !tried.contains(&member.id)
+        })
     }
 
     /// The backend for a request.

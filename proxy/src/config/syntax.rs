@@ -27,6 +27,8 @@ const LOG_FILTER_SIZE_MAX: usize = 4096;
 const UIDS_MAX: usize = 64;
 /// The longest name of a cookie or field, in bytes.
 const TOKEN_SIZE_MAX: usize = 128;
+/// The longest secret, in bytes.
+const SECRET_SIZE_MAX: usize = 256;
 /// The longest target of a check, in bytes.
 const CHECK_TARGET_SIZE_MAX: usize = 1024;
 /// The most methods of a route.
@@ -135,6 +137,9 @@ impl Syntax {
             Self::Line => check_line(text, LINE_SIZE_MAX),
             Self::Body if text.len() > BODY_SIZE_MAX => {
                 Err(Fault::new(format!("longer than {BODY_SIZE_MAX} bytes"), "use a shorter one"))
+            }
+            Self::Secret if text.len() > SECRET_SIZE_MAX => {
+                Err(Fault::new(format!("longer than {SECRET_SIZE_MAX} bytes"), "use a shorter one"))
             }
             Self::Body | Self::Secret => Ok(()),
             Self::Host => check_host(text),

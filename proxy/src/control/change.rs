@@ -169,6 +169,7 @@ impl Supervisor {
         let running: BTreeSet<usize> =
             (0..self.workers.len()).filter(|index| self.workers[*index].link.is_some()).collect();
         let steps = self.steps(&changed, &running);
+        self.health.follow(&steps);
         let pieces = pieces(id, changed.revision, &steps);
         if let Some(store) = &mut self.store {
             store.append(changed.revision, &changed.effects, &self.configuration);
@@ -363,6 +364,7 @@ impl Supervisor {
         for operation in clusters.iter().chain(&listeners) {
             self.add_steps(operation, self.configuration.revision(), &none, &mut steps);
         }
+        self.health.follow(&steps);
     }
 
     // What workers say.

@@ -11,9 +11,10 @@ use crate::metrics::{
 };
 
 /// Counters that go down again: they describe a process, and end with it.
-const GAUGES: [Counter; 8] = [
+const GAUGES: [Counter; 9] = [
     Counter::ClientsActive,
     Counter::RequestsActive,
+    Counter::QueueActive,
     Counter::BackendsIdle,
     Counter::BackendsOpen,
     Counter::TunnelsActive,
@@ -84,6 +85,7 @@ impl Supervisor {
                 .map(|entry| ClusterStatus {
                     name: entry.own().name.clone(),
                     backends: entry.backends().keys().copied().collect(),
+                    down: self.down_in(entry.own()),
                 })
                 .collect(),
             steering: self.steering.status(),

@@ -20,6 +20,7 @@ use super::admin;
 use super::change::{Answer, Pending};
 use super::commands::{Handle, Request};
 use super::events::Events;
+use super::health::Health;
 use super::link::{Event, Letter, Link, Source, Told};
 use super::machine::{
     allowed_cpus, assign_cpus, check_user, descriptor_shortage, idle_workers, raise_descriptor_limit,
@@ -59,6 +60,7 @@ pub(super) struct Supervisor {
     pub(super) registry: Registry,
     pub(super) store: Option<Store>,
     pub(super) events: Events,
+    pub(super) health: Health,
     pub(super) options: Options,
     phase: Phase,
     /// The same for those who watch from another thread.
@@ -129,6 +131,7 @@ impl Supervisor {
             registry: Registry::default(),
             store,
             events,
+            health: Health::new(RandomState::new().build_hasher().finish()),
             options,
             phase: Phase::Starting,
             draining: Arc::default(),
@@ -171,6 +174,7 @@ impl Supervisor {
                     tracing::warn!("SIGHUP is ignored: `underpass reload` makes the configuration what its file says");
                 }
                 _ = self.signals.user1.recv() => self.reopen_logs(),
+                verdicts = self.health.next() => self.on_health(verdicts),
                 () = self.steering.pass_on_log() => {}
                 () = self.redirection.pass_on_log() => {}
                 () = sleep_until_some(next) => self.on_time(),
@@ -233,10 +237,11 @@ impl Supervisor {
             steering,
             redirect,
             seed: RandomState::new().build_hasher().finish(),
-            settings: Box::new(self.configuration.settings().clone()),
+            settings: Box::new(super::sticky::with_secret(self.configuration.settings())),
         };
         let mut letters = vec![Letter { message: hello, descriptors }];
         letters.extend(self.configuration_letters(index));
+        letters.extend(self.health_letters());
         letters.push(ToWorker::Run.into());
         Ok(letters)
     }

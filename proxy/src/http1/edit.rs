@@ -339,6 +339,8 @@ pub struct ResponseEdit<'a> {
     pub dechunk: bool,
     /// What else is changed.
     pub changes: Changes<'a>,
+    /// The value of a Set-Cookie field of the proxy's own; empty adds none.
+    pub set_cookie: &'a [u8],
 }
 
 /// Edits a response head for the client.
@@ -380,6 +382,12 @@ pub fn edit_response(
         write_via(head.version, with.via_name, out);
     }
     with.changes.write(out);
+    if !with.set_cookie.is_empty() {
+        // RFC 6265 section 3: always a line of its own.
+        out.write(b"Set-Cookie: ");
+        out.write(with.set_cookie);
+        out.write(b"\r\n");
+    }
     // RFC 9112 sections 9.3 and 9.6; RFC 9110 section 7.8.
     match (upgrade, with.close && head.status != 101) {
         (true, false) => out.write(b"Connection: upgrade\r\n"),

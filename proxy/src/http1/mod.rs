@@ -7,6 +7,7 @@
 mod authority;
 mod changes;
 pub(crate) mod chars;
+mod cookie;
 mod edit;
 mod fields;
 mod framing;
@@ -19,6 +20,7 @@ mod trace_context;
 
 pub use authority::{Authority, parse_authority};
 pub use changes::{Changes, FieldChange, Texts, is_field_value, is_origin_form};
+pub use cookie::{cookie_value, field_value};
 pub use edit::{RequestEdit, ResponseEdit, authority_asked_for, edit_request, edit_response};
 pub use fields::{Field, Fields, Limits, Span};
 pub use framing::Framing;

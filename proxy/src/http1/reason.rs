@@ -86,6 +86,8 @@ reasons! {
     RewriteInvalid = 400 "rewrite_invalid" "What the request is rewritten to is not valid.",
     // Backends.
     BackendMissing = 503 "backend_missing" "No backend can serve this.",
+    QueueFull = 503 "queue_full" "Too many wait for a backend already.",
+    QueueTimeout = 503 "queue_timeout" "No backend had room in time.",
     ConnectFailed = 502 "connect_failed" "The backend cannot be reached.",
     ConnectTimeout = 504 "connect_timeout" "The backend did not accept the connection in time.",
     ResponseTimeout = 504 "response_timeout" "The backend did not answer in time.",

@@ -92,6 +92,20 @@ counters! {
         BackendUnsolicited = "backend_unsolicited",
         /// Requests sent again because the pooled connection was stale.
         Retries = "retries",
+        /// Backends tried in place of one that could not be connected to.
+        RetriesConnect = "retries_connect",
+        /// Requests sent again to another backend because the connection was lost before a byte of the response.
+        RetriesLost = "retries_lost",
+        /// Retries that the budget did not allow.
+        RetriesDenied = "retries_denied",
+        /// Backends taken out for a while because they failed.
+        Ejections = "backend_ejections",
+        /// Requests and TCP connections that had to wait for a backend with room for them.
+        Queued = "queued",
+        /// Requests and TCP connections that wait for a backend now (gauge).
+        QueueActive = "queue_active",
+        /// Requests and TCP connections refused because too many waited for a backend already.
+        QueueFull = "queue_full",
         /// Requests that ended before their response was whole, and TCP connections broken off, because the client went.
         AbortsClient = "aborts_client",
         /// Requests that ended before their response was whole, and TCP connections broken off, because the backend went.
@@ -164,6 +178,8 @@ counters! {
         TimeoutHead = "timeout_head",
         /// Deadline: no byte of a body moved.
         TimeoutBody = "timeout_body_idle",
+        /// Deadline: no backend had room.
+        TimeoutQueue = "timeout_queue",
         /// Deadline: no connection to the backend.
         TimeoutConnect = "timeout_connect",
         /// Deadline: the backend did not answer.

@@ -96,6 +96,7 @@ impl Worker {
                     self.tell(ToSupervisor::Done { id, error });
                 }
             }
+            ToWorker::Health { backends } => self.core.set_health(&backends),
             ToWorker::Drain { deadline_ms } => self.drain(deadline_ms),
             ToWorker::Hello { .. } | ToWorker::Run => {
                 self.tell(ToSupervisor::Refused { reason: "a message came out of its turn".to_owned() });

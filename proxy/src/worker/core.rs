@@ -11,7 +11,7 @@ use super::log::AccessLog;
 use super::own::OwnAnswers;
 use super::random::Random;
 use super::wheel::Wheel;
-use crate::balance::{Balancer, Latency};
+use crate::balance::{Balancer, Latency, Line, Outcomes, RetryBudget};
 use crate::forward::{BufferPool, PipePool, Policy, Redirector, Tools, TrailerLimits};
 use crate::http1::{Edit, Fields, Limits, Reason, Texts};
 use crate::ipc::Finished;
@@ -72,6 +72,11 @@ pub(super) struct Cluster {
     pub(super) active: u32,
     pub(super) configured: state::Cluster,
     pub(super) balancer: Balancer,
+    pub(super) budget: RetryBudget,
+    /// Sessions that wait for a backend.
+    pub(super) line: Line,
+    /// Stands in [`Core::called`].
+    pub(super) called: bool,
     /// Indices into [`Core::upstreams`].
     pub(super) upstreams: Vec<u32>,
 }
@@ -89,6 +94,9 @@ pub(super) struct Upstream {
     pub(super) active: u32,
     /// How long it takes to answer.
     pub(super) latency: Latency,
+    pub(super) outcomes: Outcomes,
+    /// What its sticky cookie says.
+    pub(super) sticky: u64,
     /// Keys of idle connections; the one used last is at the end and is used first, so that few stay warm and the
     /// others time out.
     pub(super) idle: Vec<usize>,
@@ -133,6 +141,10 @@ pub(super) struct Core {
     pub(super) log: AccessLog,
     /// Sessions that gave way to others though both their sides were ready.
     pub(super) runnable: VecDeque<usize>,
+    /// Clusters where somebody waits for a backend and there may be room.
+    pub(super) called: VecDeque<u32>,
+    /// Makes sticky cookies unreadable.
+    pub(super) sticky_key: [u64; 2],
     /// Tunnels for whose bytes no buffer was left.
     pub(super) waiting: VecDeque<usize>,
     /// Connections registered so far: each has its number, so that an event for one before it is known as such.
@@ -187,6 +199,8 @@ impl Core {
             random: Random::new(seed),
             log,
             runnable: VecDeque::with_capacity(sessions),
+            called: VecDeque::new(),
+            sticky_key: super::balancing::sticky_key(&settings.sticky_secret),
             waiting: VecDeque::with_capacity(sessions),
             generations: 0,
             draining: false,

@@ -128,6 +128,7 @@ impl Worker {
             self.accept_pending();
             self.expire();
             self.run_waiting();
+            self.call_lines();
             self.report();
             if let Some(ended) = self.drained() {
                 self.end_turn();
@@ -140,7 +141,7 @@ impl Worker {
 
     fn timeout(&self) -> Option<Duration> {
         let core = &self.core;
-        if !core.runnable.is_empty() || self.control.pending {
+        if !core.runnable.is_empty() || !core.called.is_empty() || self.control.pending {
             return Some(Duration::ZERO);
         }
         let mut wait = core.wheel.wait_ms(core.now.ms);
@@ -250,6 +251,7 @@ impl Worker {
             let step = match self.sessions[key].phase {
                 Phase::Preface => self.preface(key),
                 Phase::Head => self.read_head(key),
+                Phase::Queued => Step::Wait, // its turn comes in `call_lines`
                 Phase::Connecting => self.connecting(key),
                 Phase::Exchange => self.exchange(key),
                 Phase::Reply => self.reply(key),
@@ -561,5 +563,6 @@ impl Worker {
         );
         debug_assert_eq!(self.overflow, 0, "connections beyond the limit");
         debug_assert!(core.waiting.is_empty(), "tunnels that wait for buffers");
+        debug_assert!(core.clusters.iter().all(|cluster| cluster.line.is_empty()), "waiting for a backend");
     }
 }

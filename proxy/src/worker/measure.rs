@@ -27,13 +27,11 @@ pub(super) struct Timing {
 
 impl Timing {
     /// The request begins to wait for a backend with room.
-    #[allow(dead_code, reason = "called once requests wait for backends")]
     pub(super) fn queue_begins(&mut self, now_us: u64) {
         self.queued_at = Some(now_us);
     }
 
     /// The wait has ended, whatever comes of it.
-    #[allow(dead_code, reason = "called once requests wait for backends")]
     pub(super) fn queue_ends(&mut self, now_us: u64) {
         if let Some(began) = self.queued_at.take() {
             self.queue_us = Some(self.queue_us.unwrap_or(0) + now_us.saturating_sub(began));

@@ -99,6 +99,7 @@ impl Worker {
         self.core.refused(Peer::Backend, reason);
         self.core.count(Counter::AbortsBackend);
         self.note_backend_broken(key);
+        self.note_failure_of(key);
         self.answer(key, Some(reason), reason.gateway_status(), Content::Own)
     }
 
@@ -291,6 +292,7 @@ impl Worker {
                 self.core.count(Counter::TimeoutHead);
                 self.refuse(key, Reason::HeadTimeout)
             }
+            Phase::Queued => self.queue_timed_out(key),
             Phase::Connecting => {
                 self.core.count(Counter::TimeoutConnect);
                 self.connect_failed(key, Reason::ConnectTimeout)
@@ -302,6 +304,7 @@ impl Worker {
             }
             Phase::Exchange if exchange.request_done || exchange.request_broken => {
                 self.core.count(Counter::TimeoutResponse);
+                self.note_failure_of(key);
                 self.refuse(key, Reason::ResponseTimeout)
             }
             Phase::Exchange => {

@@ -2,16 +2,14 @@
 
 use std::io;
 
-use underpass_command::state::RequestId;
+use underpass_command::state::{RequestId, RetryOn};
 
 use super::actions::request_changes;
-use super::balancing::Upstreams;
 use super::connection::{self, Idle};
 use super::event_loop::Worker;
 use super::random::RequestName;
-use super::session::{ATTEMPTS_MAX, BUFFERS_PER_REQUEST, Exchange, Phase, Step};
+use super::session::{BUFFERS_PER_REQUEST, Exchange, Phase, Step};
 use super::trace::Trace;
-use crate::balance::{Choice, Wanted};
 use crate::forward::{Broken, Buffer, Received};
 use crate::http1::{Framing, Known, Method, Reason, RequestEdit, RequestHead, edit_request, parse_request};
 use crate::metrics::{Counter, Peer};
@@ -211,32 +209,33 @@ impl Worker {
 
     /// Chooses a backend and gets a connection to it. `parsed` tells that the fields of this very request are at hand.
     pub(super) fn dispatch(&mut self, key: usize, parsed: bool) -> Step {
+        if let Some(failed) = self.sessions[key].exchange.upstream.take() {
+            self.core.leave_backend(failed);
+        }
+        match self.choose_upstream(key, parsed) {
+            Ok(upstream) => self.go_to(key, upstream, parsed),
+            Err(step) => step,
+        }
+    }
+
+    /// Gets a connection to the backend that was chosen.
+    pub(super) fn go_to(&mut self, key: usize, upstream: u32, parsed: bool) -> Step {
         let Self { core, sessions, connections, .. } = self;
         let tcp = sessions[key].is_tcp();
         let exchange = &mut sessions[key].exchange;
-        if let Some(failed) = exchange.upstream.take() {
-            core.leave_backend(failed);
-        }
-        let Some(number) = exchange.cluster else { return self.refuse(key, Reason::BackendMissing) };
-        let cluster = &mut core.clusters[number as usize];
-        let tried = &exchange.tried[..usize::from(exchange.attempts)];
-        let wanted = Wanted { tried, now_ms: core.now.ms, ..Wanted::default() };
-        let view = Upstreams { list: &core.upstreams, now_us: core.now.us };
-        let Choice::Backend(upstream) = cluster.balancer.choose(&wanted, &view) else {
-            return self.refuse(key, Reason::BackendMissing);
-        };
         exchange.upstream = Some(upstream);
         exchange.tried[usize::from(exchange.attempts)] = upstream;
         exchange.attempts += 1;
+        exchange.sent_us = core.now.us;
         core.enter_backend(upstream);
         // A retry and a tunnel want a connection that is surely fresh.
         let fresh_only = tcp || exchange.attempts > 1 || exchange.head.method == Method::Connect;
         while !fresh_only && let Some(connection) = connection::reuse(core, connections, upstream, key) {
-            // RFC 9110 section 9.2.2: what is not idempotent must not be sent twice, so a stale connection would cost the
-            // client an error. One look avoids nearly all of them. And what the last read or splice may have left in the
-            // socket gives no event of its own; it must not be taken for this request's response.
+            // RFC 9110 section 9.2.2: what is not idempotent must not be sent twice, and no body is, so a stale connection
+            // would cost the client an error. One look avoids nearly all of them. And what the last read or splice may have
+            // left in the socket gives no event of its own; it must not be taken for this request's response.
             let endpoint = &mut connections[connection].endpoint;
-            if endpoint.readable || !exchange.head.method.is_idempotent() {
+            if endpoint.readable || !is_repeatable(&exchange.head) {
                 let idle = connection::peek(endpoint);
                 if matches!(idle, Idle::Unsolicited) {
                     core.count(Counter::BackendUnsolicited);
@@ -261,7 +260,12 @@ impl Worker {
                 self.deadline(key, connect_ms);
                 Step::Wait
             }
-            Err(_) => self.connect_failed(key, Reason::ConnectFailed),
+            Err(error) => {
+                if !is_of_this_host(&error) {
+                    self.note_failure_of(key);
+                }
+                self.unconnected(key, Reason::ConnectFailed)
+            }
         }
     }
 
@@ -298,17 +302,19 @@ impl Worker {
         self.send_request(key, false)
     }
 
-    /// No connection was made; nothing of the request was sent, so another backend may have it.
+    /// The backend did not take the connection.
     pub(super) fn connect_failed(&mut self, key: usize, reason: Reason) -> Step {
+        self.note_failure_of(key);
+        self.unconnected(key, reason)
+    }
+
+    /// No connection was made; nothing of the request was sent, so another backend may have it.
+    fn unconnected(&mut self, key: usize, reason: Reason) -> Step {
         self.core.count(Counter::BackendConnectsFailed);
         self.note_connect_failed(key);
         self.close_backend(key);
-        let session = &self.sessions[key];
-        let exchange = &session.exchange;
-        let cluster = exchange.cluster.map(|cluster| &self.core.clusters[cluster as usize]);
-        let others = cluster.is_some_and(|cluster| cluster.upstreams.len() > 1);
-        let unsent = session.is_tcp() || self.is_held(key);
-        if others && usize::from(exchange.attempts) < ATTEMPTS_MAX && unsent {
+        let unsent = self.sessions[key].is_tcp() || self.is_held(key);
+        if unsent && self.may_retry(key, RetryOn::Connect) {
             return self.dispatch(key, false);
         }
         self.refuse(key, reason)
@@ -393,15 +399,21 @@ impl Worker {
     }
 
     /// The backend went before a byte of its response came. A pooled connection may just have been stale: the request is
-    /// sent again, once, on a fresh one, if it may be (RFC 9110 section 9.2.2) and is still at hand.
+    /// sent again, once, on a fresh one, if it may be (RFC 9110 section 9.2.2) and is still at hand. Where a fresh one was
+    /// lost, the cluster decides whether another backend is tried.
     pub(super) fn backend_lost(&mut self, key: usize, reason: Reason, unsent: bool) -> Step {
         let held = self.is_held(key);
         let exchange = &self.sessions[key].exchange;
-        let repeatable = exchange.head.method.is_idempotent() || unsent;
-        let retry = held && exchange.reused && !exchange.response_begun && repeatable;
+        let repeatable = held && !exchange.response_begun && (unsent || is_repeatable(&exchange.head));
+        let stale = exchange.reused;
         self.close_backend(key);
-        if retry {
+        if stale && repeatable {
             self.core.count(Counter::Retries);
+        }
+        if !stale {
+            self.note_failure_of(key);
+        }
+        if repeatable && (stale || self.may_retry(key, RetryOn::Idempotent)) {
             self.sessions[key].exchange.request_broken = false;
             self.sessions[key].exchange.request_done = false;
             return self.dispatch(key, false);
@@ -420,4 +432,16 @@ impl Worker {
             connection::close(core, connections, connection);
         }
     }
+}
+
+/// Whether a request may be sent twice: RFC 9110 section 9.2.2, and no body ever is.
+fn is_repeatable(head: &RequestHead) -> bool {
+    head.method.is_idempotent() && head.framing == Framing::None
+}
+
+/// Whether a connection could not be made for want of something here, which tells nothing of the backend.
+fn is_of_this_host(error: &io::Error) -> bool {
+    let lacking = [libc::EMFILE, libc::ENFILE, libc::ENOBUFS, libc::ENOMEM, libc::EADDRNOTAVAIL];
+    error.kind() == io::ErrorKind::QuotaExceeded
+        || error.raw_os_error().is_some_and(|code| lacking.contains(&code))
 }

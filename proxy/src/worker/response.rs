@@ -3,6 +3,7 @@
 use underpass_command::state::{Protocol, SendProxy};
 
 use super::actions::response_changes;
+use super::balancing::StickyCookie;
 use super::connection;
 use super::event_loop::Worker;
 use super::log::Names;
@@ -197,6 +198,7 @@ impl Worker {
             }
             let dechunk = old_client && head.framing == Framing::Chunked;
             exchange.status = head.status;
+            core.note_response(exchange);
             exchange.response_keep_alive = head.keep_alive;
             exchange.response_until_close = head.framing == Framing::UntilClose;
             // An answer before the end of the request: what is still to come of the request would have to be read and thrown
@@ -215,12 +217,14 @@ impl Worker {
         };
         let exchange = &mut session.exchange;
         let bytes = core.buffers.bytes(buffer, buffer.unscanned..buffer.end);
+        let cookie = if final_response { core.sticky_cookie(exchange) } else { StickyCookie::default() };
         let edit = ResponseEdit {
             via_name: core.settings.via.as_bytes(),
             close: final_response && exchange.close,
             old_client: final_response && old_client,
             dechunk: final_response && old_client && head.framing == Framing::Chunked,
             changes: response_changes(exchange.actions.as_deref(), edited, &core.texts),
+            set_cookie: cookie.as_bytes(),
         };
         edit_response(bytes, &head, &core.fields, &edit, &mut core.edit);
         let size = head.size as usize;
@@ -314,6 +318,7 @@ impl Worker {
     /// Counts an exchange out and parts with the backend: its connection goes back to the pool where both messages have ended
     /// and `settled` says that the request had. For a tunnel it says that both directions have ended in order.
     pub(super) fn finish_exchange(&mut self, key: usize, settled: bool) {
+        self.leave_line(key);
         let Self { core, sessions, connections, .. } = self;
         let session = &mut sessions[key];
         let exchange = &mut session.exchange;

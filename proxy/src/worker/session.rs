@@ -6,6 +6,7 @@ use std::rc::Rc;
 
 use underpass_command::state::{Protocol, RedirectMode, Settings};
 
+use super::balancing::Affinity;
 use super::measure::Timing;
 use super::random::RequestName;
 use super::trace::Trace;
@@ -18,8 +19,8 @@ use crate::route::Actions;
 pub(super) const BUFFERS_PER_REQUEST: u32 = 4;
 /// Buffers that a tunnel can need at once: one for each direction.
 pub(super) const BUFFERS_PER_TUNNEL: u32 = 2;
-/// Backends tried for one request before the client is told.
-pub(super) const ATTEMPTS_MAX: usize = 3;
+/// The most backends tried for one request before the client is told.
+pub(super) const ATTEMPTS_MAX: usize = 5;
 /// Sessions beyond the limit of connections, which only tell a client that it came too late.
 pub(super) const OVERFLOW: usize = 128;
 
@@ -30,6 +31,8 @@ pub(super) enum Phase {
     Preface,
     /// The head of a request.
     Head,
+    /// Its turn among those that wait for a backend.
+    Queued,
     /// A connection to the backend.
     Connecting,
     /// The request to be sent and the response to come.
@@ -224,6 +227,12 @@ pub(super) struct Exchange {
     /// Backend to client.
     pub(super) response: Flow,
     pub(super) mode: RedirectMode,
+    /// What draws it to one backend rather than another.
+    pub(super) affinity: Affinity,
+    /// Its place in its cluster's line, while it waits there.
+    pub(super) ticket: Option<u64>,
+    /// When the backend was chosen.
+    pub(super) sent_us: u64,
     /// Times a backend was tried.
     pub(super) attempts: u8,
     /// Which backends those were.
@@ -288,6 +297,9 @@ impl Exchange {
             request: Flow::idle(),
             response: Flow::idle(),
             mode: RedirectMode::Copy,
+            affinity: Affinity::default(),
+            ticket: None,
+            sent_us: 0,
             attempts: 0,
             tried: [0; ATTEMPTS_MAX],
             reused: false,

@@ -109,6 +109,7 @@ fn start(control: OwnedFd, confinement: Confinement) -> anyhow::Result<Worker> {
                     applied.map_err(|reason| anyhow!(reason))?;
                 }
             }
+            (ToWorker::Health { backends }, _) => core.set_health(&backends),
             _ => bail!("a message from the supervisor came out of its turn"),
         }
     }

@@ -10,10 +10,11 @@ use mio::Interest;
 use mio::net::TcpListener;
 use underpass_command::state::{self, Limits, Settings};
 
+use super::balancing::sticky_of;
 use super::connection::{self, Connections};
 use super::core::{Cluster, Core, Listening, Presence, Upstream};
 use super::event_loop::{Kind, token};
-use crate::balance::{Balancer, Latency};
+use crate::balance::{Balancer, Latency, Line, Outcomes, RetryBudget};
 use crate::metrics::BackendCounter;
 use crate::route::{Destination, Table};
 
@@ -23,6 +24,9 @@ impl Cluster {
             presence: Presence::Vacant,
             active: 0,
             balancer: Balancer::new(&state::Cluster::new(""), 0),
+            budget: RetryBudget::default(),
+            line: Line::default(),
+            called: false,
             configured: state::Cluster::new(""),
             upstreams: Vec::new(),
         }
@@ -41,6 +45,8 @@ impl Upstream {
             text,
             active: 0,
             latency: Latency::default(),
+            outcomes: Outcomes::default(),
+            sticky: 0,
             idle: Vec::new(),
         }
     }
@@ -88,6 +94,7 @@ impl Core {
         let cluster = self.present_cluster(number)?;
         cluster.balancer.configure(&configured);
         cluster.configured = configured;
+        self.call_line(number);
         Ok(())
     }
 
@@ -149,9 +156,11 @@ impl Core {
         }
         let cluster_number = cluster;
         let cluster = &mut self.clusters[cluster as usize];
+        let sticky = sticky_of(self.sticky_key, &cluster.configured.name, &backend);
         cluster.upstreams.push(number);
-        cluster.balancer.add(number, &backend, 0, self.now.ms);
-        *place = Upstream::new(cluster_number, backend, Presence::Present);
+        cluster.balancer.add(number, &backend, sticky, self.now.ms);
+        *place = Upstream { sticky, ..Upstream::new(cluster_number, backend, Presence::Present) };
+        self.call_line(cluster_number);
         self.check_backend(number);
         Ok(())
     }
@@ -161,7 +170,11 @@ impl Core {
         let upstream = self.present_backend(number)?;
         let cluster = upstream.cluster;
         upstream.configured = backend.clone();
-        self.clusters[cluster as usize].balancer.change(number, &backend, 0);
+        let found = &mut self.clusters[cluster as usize];
+        let sticky = sticky_of(self.sticky_key, &found.configured.name, &backend);
+        found.balancer.change(number, &backend, sticky);
+        self.upstreams[number as usize].sticky = sticky;
+        self.call_line(cluster);
         self.check_backend(number);
         Ok(())
     }
@@ -174,10 +187,11 @@ impl Core {
     ) -> Result<(), String> {
         let upstream = self.present_backend(number)?;
         upstream.presence = Presence::Leaving;
-        let cluster = upstream.cluster;
-        let cluster = &mut self.clusters[cluster as usize];
+        let cluster_number = upstream.cluster;
+        let cluster = &mut self.clusters[cluster_number as usize];
         cluster.upstreams.retain(|other| *other != number);
         cluster.balancer.remove(number);
+        self.call_line(cluster_number); // with the last of them goes all hope
         self.close_idle(connections, number);
         self.check_backend(number);
         Ok(())
@@ -211,9 +225,11 @@ impl Core {
         let upstream = &mut self.upstreams[number as usize];
         upstream.active -= 1;
         self.metrics.backend(number).set(BackendCounter::Active, u64::from(upstream.active));
+        let cluster = upstream.cluster;
         if upstream.active == 0 && (upstream.presence == Presence::Leaving || upstream.configured.drain) {
             self.check_backend(number);
         }
+        self.call_line(cluster);
     }
 
     /// Tells of a backend that is to get no request and has none left, and frees the place of one that was removed.

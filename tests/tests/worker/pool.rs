@@ -118,17 +118,17 @@ fn a_stale_connection_costs_a_request_nothing_whatever_the_balance() {
     }
 }
 
-/// What is sent again is the request with its body as far as it has come, and nothing of what is behind it.
+/// What is sent again is the request, and nothing of what is behind it.
 #[test]
-fn a_body_and_the_request_behind_it_survive_a_stale_connection() {
+fn the_requests_behind_it_survive_a_stale_connection() {
     let backend = stale();
     let worker = Worker::start(Setup::to(&[backend.address()]));
     let mut client = Peer::connect(worker.address());
     client.send(GET);
     assert_eq!(client.response().text(), "ok");
     client.send(
-        "PUT /1 HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\nX-T: 1\r\n\r\n\
-         PUT /2 HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nworldGET /3 HTTP/1.1\r\nHost: a\r\n\r\n",
+        "GET /1 HTTP/1.1\r\nHost: a\r\n\r\nPUT /2 HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nworld\
+         GET /3 HTTP/1.1\r\nHost: a\r\n\r\n",
     );
     for _ in 0..3 {
         assert_eq!(client.response().text(), "ok");
@@ -136,15 +136,29 @@ fn a_body_and_the_request_behind_it_survive_a_stale_connection() {
     drop(client);
     worker.stop();
     // The script that ended its connection has read the request too.
-    let seen: Vec<_> = backend
-        .requests()
-        .iter()
-        .map(|request| (request.target().to_owned(), request.text().to_owned(), request.trailers.len()))
-        .collect();
-    let expected = [("/", "", 0), ("/1", "hello", 1), ("/1", "hello", 1), ("/2", "world", 0), ("/3", "", 0)];
-    let expected: Vec<_> =
-        expected.iter().map(|(target, body, n)| ((*target).to_owned(), (*body).to_owned(), *n)).collect();
-    assert_eq!(seen, expected);
+    let expected = [("/", ""), ("/1", ""), ("/1", ""), ("/2", "world"), ("/3", "")];
+    assert_eq!(seen(&backend), expected.map(|(target, body)| (target.to_owned(), body.to_owned())));
+}
+
+fn seen(backend: &Backend) -> Vec<(String, String)> {
+    let requests = backend.requests();
+    requests.iter().map(|request| (request.target().to_owned(), request.text().to_owned())).collect()
+}
+
+/// PUT may be repeated, but no body is sent twice: it may be large, and come from a client that does not expect it.
+#[test]
+fn a_body_that_may_have_arrived_is_not_sent_again() {
+    let backend = stale();
+    let worker = Worker::start(Setup::to(&[backend.address()]));
+    let mut client = Peer::connect(worker.address());
+    client.send(GET);
+    assert_eq!(client.response().text(), "ok");
+    client.send("PUT /1 HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n");
+    assert_eq!(client.response().status(), 502);
+    assert_eq!(worker.counter(Counter::Retries), 0);
+    drop(client);
+    worker.stop();
+    assert_eq!(seen(&backend), [("/".to_owned(), String::new()), ("/1".to_owned(), "hello".to_owned())]);
 }
 
 /// What is not idempotent is not sent twice; the client is told, and its connection goes on where that is safe.

@@ -33,6 +33,8 @@ pub struct Settings {
     pub sockmap_size_min: u64,
     /// The name of this proxy in `Via` fields (RFC 9110 section 7.6.3); empty leaves `Via` alone.
     pub via: String,
+    /// Makes sticky cookies unreadable, the same for all proxies that share clients; empty: the machine's own.
+    pub sticky_secret: String,
     /// What is logged, and where.
     pub log: Log,
     /// What is published for Prometheus.
@@ -56,6 +58,7 @@ impl Default for Settings {
             splice_size_min: 32 * 1024,
             sockmap_size_min: 768 * 1024,
             via: "underpass".into(),
+            sticky_secret: String::new(),
             log: Log::default(),
             metrics: Metrics::default(),
             limits: Limits::default(),

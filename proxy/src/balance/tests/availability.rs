@@ -72,16 +72,18 @@ fn a_full_backend_is_passed_over_and_a_full_cluster_is_said() {
 #[test]
 fn an_ejected_backend_comes_back_with_time_and_most_stay_in() {
     let mut balancer = balancer(&cluster(Balance::RoundRobin), &[1, 1, 1, 1]);
-    assert!(balancer.eject(0, 50, 100, 200));
-    assert!(!balancer.eject(0, 50, 150, 250), "it is out already");
-    assert!(balancer.eject(1, 50, 150, 250));
-    assert!(!balancer.eject(2, 50, 150, 250), "more than half would be out");
+    assert!(balancer.may_eject(0, 50, 100));
+    balancer.eject(0, 200);
+    assert!(!balancer.may_eject(0, 50, 150), "it is out already");
+    assert!(balancer.may_eject(1, 50, 150));
+    balancer.eject(1, 250);
+    assert!(!balancer.may_eject(2, 50, 150), "more than half would be out");
     let ids = |counts: BTreeMap<u32, u64>| counts.into_keys().collect::<Vec<_>>();
     assert_eq!(ids(count(&mut balancer, &World::default(), 40, 199)), [2, 3]);
     assert_eq!(ids(count(&mut balancer, &World::default(), 40, 200)), [0, 2, 3]);
     assert_eq!(ids(count(&mut balancer, &World::default(), 40, 250)), [0, 1, 2, 3]);
-    let mut single = super::balancer(&cluster(Balance::RoundRobin), &[1]);
-    assert!(!single.eject(0, 50, 0, 100), "the only one stays");
+    let single = super::balancer(&cluster(Balance::RoundRobin), &[1]);
+    assert!(!single.may_eject(0, 50, 0), "the only one stays");
 }
 
 #[test]
@@ -91,7 +93,9 @@ fn a_cookie_keeps_a_client_while_its_backend_is_available() {
         let world = World::default();
         let wanted = Wanted { sticky: Some(1001), hash: Some(3), ..Wanted::default() };
         assert!((0..20).all(|_| balancer.choose(&wanted, &world) == Choice::Backend(1)), "{balance}");
+        assert!(balancer.may_keep(1001, &[], 0) && !balancer.may_keep(1001, &[1], 0));
         balancer.change(1, &Backend { drain: true, ..backend(1) }, 1001);
+        assert!(!balancer.may_keep(1001, &[], 0) && !balancer.may_keep(5, &[], 0));
         assert!((0..20).all(|_| balancer.choose(&wanted, &world) != Choice::Backend(1)), "{balance}");
         balancer.change(1, &backend(1), 1001);
         balancer.set_up(1, false, 0);

@@ -114,6 +114,14 @@ pub(in crate::config) static ROOT: &[Key<Settings>] = &[
         Syntax::Via,
         "Name of this proxy in Via fields (RFC 9110 section 7.6.3). Empty leaves Via alone."
     ),
+    text!(
+        "sticky_secret",
+        sticky_secret,
+        Need::Default,
+        Syntax::Secret,
+        "Makes what sticky cookies say unreadable. Give the same to all proxies that share their clients. Empty: made from \
+         the machine's id, so that cookies outlive a restart."
+    ),
 ];
 
 /// Keys of `[log]`.

@@ -86,8 +86,8 @@ fn metrics() -> impl Strategy<Value = Metrics> {
 }
 
 fn settings() -> impl Strategy<Value = Settings> {
-    let names =
-        ("[a-z_][a-z0-9_-]{0,20}|", "/[^\\p{Cc}/]{1,20}", "[a-zA-Z0-9.!#$%&'*+^_`|~-]{1,20}(:[0-9]{1,4})?|");
+    let via = "[a-zA-Z0-9.!#$%&'*+^_`|~-]{1,20}(:[0-9]{1,4})?|";
+    let names = ("[a-z_][a-z0-9_-]{0,20}|", "/[^\\p{Cc}/]{1,20}", via, "[^\\p{Cc}]{0,20}");
     let modes = (select(RedirectMode::ALL), select(SteeringPolicy::ALL));
     let sizes = (0..=(1_u64 << 40), 0..=(1_u64 << 40));
     let saved_state = option::of("[^\\p{Cc}]{0,40}[^\\p{Cc}/]");
@@ -95,7 +95,7 @@ fn settings() -> impl Strategy<Value = Settings> {
     (process, names, modes, sizes, (log(), metrics()), limits(), timeouts()).prop_map(
         |(
             (workers, admin_uids, saved_state),
-            (user, socket, via),
+            (user, socket, via, secret),
             (redirect, steering),
             sizes,
             (log, metrics),
@@ -113,6 +113,7 @@ fn settings() -> impl Strategy<Value = Settings> {
                 splice_size_min: sizes.0,
                 sockmap_size_min: sizes.1,
                 via,
+                sticky_secret: secret,
                 log,
                 metrics,
                 limits,

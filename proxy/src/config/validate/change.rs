@@ -181,6 +181,7 @@ pub fn settled_differently(before: &Settings, after: &Settings) -> Vec<&'static 
         ("workers", before.workers == after.workers),
         ("user", before.user == after.user),
         ("saved_state", before.saved_state == after.saved_state),
+        ("sticky_secret", before.sticky_secret == after.sticky_secret),
         ("admin_socket", before.admin_socket == after.admin_socket),
         ("metrics.address", before.metrics.address == after.metrics.address),
         ("log.level", before.log.level == after.log.level),
@@ -220,6 +221,7 @@ pub fn keep_settled(saved: &mut Settings, file: &Settings) {
     saved.workers = file.workers;
     saved.user.clone_from(&file.user);
     saved.admin_socket.clone_from(&file.admin_socket);
+    saved.sticky_secret.clone_from(&file.sticky_secret);
     saved.saved_state.clone_from(&file.saved_state);
     saved.metrics.address = file.metrics.address;
     saved.log = file.log.clone();

@@ -57,8 +57,18 @@ pub(super) static WORKER: &[Family<Counter>] = families! {
         [("", Counter::BackendsIdle)]
     "underpass_worker_backend_unsolicited" Counter
         "Idle connections on which a backend sent bytes nobody asked for." [("", Counter::BackendUnsolicited)]
-    "underpass_worker_retries" Counter "Requests sent again because the pooled connection was stale."
-        [("", Counter::Retries)]
+    "underpass_worker_retries" Counter "Backends tried again or in place of another, by what had failed." "because" [
+        ("stale", Counter::Retries), ("connect", Counter::RetriesConnect), ("lost", Counter::RetriesLost),
+    ]
+    "underpass_worker_retries_denied" Counter "Retries that the budget did not allow." [("", Counter::RetriesDenied)]
+    "underpass_worker_backend_ejections" Counter "Backends taken out for a while because they failed."
+        [("", Counter::Ejections)]
+    "underpass_worker_queued" Counter "Requests and TCP connections that had to wait for a backend with room."
+        [("", Counter::Queued)]
+    "underpass_worker_queue_refusals" Counter "Requests and TCP connections refused because too many waited."
+        [("", Counter::QueueFull)]
+    "underpass_worker_queue_active" Gauge "Requests and TCP connections that wait for a backend with room now."
+        [("", Counter::QueueActive)]
     "underpass_worker_aborts" Counter
         "Requests that ended before their response was whole, and TCP connections broken off, by who went." "by"
         [("client", Counter::AbortsClient), ("backend", Counter::AbortsBackend)]
@@ -74,6 +84,7 @@ pub(super) static WORKER: &[Family<Counter>] = families! {
         ("no_pipe", Counter::FallbackNoPipe), ("splice_refused", Counter::FallbackRefused),
         ("sockmap_off", Counter::FallbackSockmapOff), ("sockmap_no_flow", Counter::FallbackSockmapNoFlow),
         ("sockmap_refused", Counter::FallbackSockmapRefused), ("sockmap_held", Counter::FallbackSockmapHeld),
+        ("sockmap_recent", Counter::FallbackSockmapRecent),
     ]
     "underpass_worker_sockmap_stops" Counter "Times the kernel stopped at the end of a credit or of a body."
         [("", Counter::SockmapStops)]
@@ -82,7 +93,8 @@ pub(super) static WORKER: &[Family<Counter>] = families! {
         ("connections", Counter::ClientsActive), ("buffers", Counter::BuffersUsed), ("pipes", Counter::PipesUsed),
     ]
     "underpass_worker_timeouts" Counter "Waits that took too long, by what was waited for." "wait" [
-        ("head", Counter::TimeoutHead), ("body_idle", Counter::TimeoutBody), ("connect", Counter::TimeoutConnect),
+        ("head", Counter::TimeoutHead), ("body_idle", Counter::TimeoutBody), ("queue", Counter::TimeoutQueue),
+        ("connect", Counter::TimeoutConnect),
         ("response", Counter::TimeoutResponse), ("keep_alive", Counter::TimeoutKeepAlive),
         ("tunnel_idle", Counter::TimeoutTunnel), ("tcp_idle", Counter::TimeoutTcp), ("linger", Counter::TimeoutLinger),
     ]

@@ -40,7 +40,7 @@ impl Supervisor {
                     number,
                     cluster: clusters.len(),
                     address: address.to_string(),
-                    up: None,
+                    up: self.health.found(number).map(|found| found.up),
                     drain: backend.drain,
                 });
             }

@@ -104,6 +104,7 @@ fn responses() {
             old_client: true,
             dechunk: false,
             changes: Changes::NONE,
+            set_cookie: b"",
         };
         edit_response(text.as_bytes(), &head, &fields, &with, &mut edit);
         assert!(edit.pieces().len() > 3, "{lines:?}");

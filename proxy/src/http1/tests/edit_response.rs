@@ -3,8 +3,14 @@
 use super::super::{Changes, Edit, Method, ResponseEdit, edit_response};
 use super::{LIMITS, response_to};
 
-pub(super) const QUIET: ResponseEdit<'static> =
-    ResponseEdit { via_name: b"", close: false, old_client: false, dechunk: false, changes: Changes::NONE };
+pub(super) const QUIET: ResponseEdit<'static> = ResponseEdit {
+    via_name: b"",
+    close: false,
+    old_client: false,
+    dechunk: false,
+    changes: Changes::NONE,
+    set_cookie: b"",
+};
 
 /// The head as the client sees it.
 pub(super) fn edited(method: Method, text: &str, with: &ResponseEdit<'_>) -> String {
@@ -120,4 +126,13 @@ fn framing_fields() {
         let head = |lines: &str| format!("HTTP/1.1 {status} X\r\n{lines}\r\n");
         assert_eq!(edited(method, &head(before), with), head(after), "{method:?}");
     }
+}
+
+#[test]
+fn a_cookie_of_the_proxys_own_is_a_line_of_its_own() {
+    let with = ResponseEdit { set_cookie: b"at=1; Path=/", ..QUIET };
+    let head = "HTTP/1.1 200 OK\r\nSet-Cookie: a=b\r\nContent-Length: 0\r\n\r\n";
+    let expected =
+        "HTTP/1.1 200 OK\r\nSet-Cookie: a=b\r\nContent-Length: 0\r\nSet-Cookie: at=1; Path=/\r\n\r\n";
+    assert_eq!(edited(Method::Get, head, &with), expected);
 }

@@ -48,6 +48,7 @@ pub(crate) fn response(input: &[u8], method: Method) {
                 old_client: bits & 4 != 0,
                 dechunk: bits & 8 != 0,
                 changes: Changes::NONE,
+                set_cookie: b"",
             };
             response_edited(input, &head, &fields, method, &with);
         }
