@@ -261,7 +261,7 @@ impl Configuration {
     fn step_route(&mut self, step: usize, operation: &Operation, touched: &mut Touched) -> Result<(), Fault> {
         let (key, after) = match operation {
             Operation::AddRoute { route } | Operation::ChangeRoute { route } => (route.key(), Some(&**route)),
-            Operation::RemoveRoute { route } => (route.clone(), None),
+            Operation::RemoveRoute { route } => (route.canonical(), None),
             _ => return Ok(()),
         };
         let there = self.routes.contains_key(&key);
@@ -310,6 +310,7 @@ impl Configuration {
             if let Some(answer) = answer_of(route) {
                 count(&mut self.answer_uses, answer, up);
             }
+            self.patterns.count(route, up);
         };
         if let Some(route) = &route {
             account(route, true);

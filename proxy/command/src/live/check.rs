@@ -48,6 +48,11 @@ impl Configuration {
                 refuse(*step, format!("there is no listener \"{name}\""), add);
             }
         }
+        for (key, (_, step)) in &touched.routes {
+            if let Some(reason) = self.routes.get(key).and_then(|_| self.crowded(key)) {
+                refuse(*step, reason, "let the cluster tell such requests apart, or match by path and host");
+            }
+        }
         self.check_answers(touched, &mut refuse);
         for (name, (_, step)) in &touched.clusters {
             if !self.clusters.contains_key(name)
@@ -101,6 +106,9 @@ impl Configuration {
         check(self.clusters.len(), CLUSTERS_MAX, "clusters".into());
         check(self.routes.len(), ROUTES_MAX, "routes".into());
         check(self.backends, BACKENDS_MAX, "backends".into());
+        for (what, count, max) in self.pattern_counts() {
+            check(count, max, what.into());
+        }
         for name in touched.backends.keys() {
             let count = self.clusters.get(name).map_or(0, |entry| entry.backends.len());
             check(count, BACKENDS_PER_CLUSTER_MAX, format!("backends of cluster \"{name}\""));

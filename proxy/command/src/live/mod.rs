@@ -11,6 +11,7 @@ mod apply;
 mod check;
 mod diff;
 mod operation;
+mod patterns;
 mod touched;
 
 #[cfg(test)]
@@ -22,6 +23,7 @@ use std::net::SocketAddr;
 pub use apply::Applied;
 pub use diff::diff;
 pub use operation::{Operation, OperationError};
+pub use patterns::{CONDITIONS_MAX, PATTERNS_MAX, PATTERNS_PER_HOST_MAX};
 pub use touched::Touched;
 
 use crate::state::{Answer, Backend, Cluster, Listener, Route, RouteKey, Settings, State};
@@ -79,6 +81,8 @@ pub struct Configuration {
     references: HashMap<String, usize>,
     /// How often routes, listeners and clusters name an answer; those that nobody names are left out.
     answer_uses: HashMap<String, usize>,
+    /// How many regular expressions routes have.
+    patterns: patterns::Patterns,
     /// How many routes are for one listener; those without routes are left out.
     listener_routes: HashMap<String, usize>,
 }

@@ -67,6 +67,9 @@ fn check_index(configuration: &Configuration) {
     let routes = routes.filter_map(|route| route.respond.as_ref()?.answer.as_ref());
     named.chain(routes).for_each(|name| *answer_uses.entry(name.clone()).or_insert(0) += 1);
     assert_eq!(configuration.answer_uses, answer_uses);
+    let mut patterns = patterns::Patterns::default();
+    configuration.routes.values().for_each(|route| patterns.count(route, true));
+    assert_eq!(configuration.patterns, patterns);
     assert!(answer_uses.keys().all(|name| configuration.answers.contains_key(name)));
     assert!(references.keys().all(|name| configuration.clusters.contains_key(name)));
     assert!(listener_routes.keys().all(|name| configuration.listeners.contains_key(name)));
@@ -330,6 +333,49 @@ fn bounds_hold() {
     let told = errors(&mut configuration, &operations);
     assert_eq!(told, ["backends of cluster \"app\": 1025, above the limit of 1024; remove some"]);
     configuration.apply(&operations[1..]).expect("as many as there may be");
+}
+
+/// Routes that differ in one thing, to the bound and one beyond.
+#[test]
+fn what_workers_try_one_after_the_other_is_bounded() {
+    let header = |n: usize| crate::state::HeaderMatch {
+        name: "X-A".into(),
+        value: crate::state::ValueMatch::Exact(n.to_string()),
+        not: false,
+    };
+    let makes: [(fn(usize) -> Route, usize, &str); 3] = [
+        (
+            |n| Route { path: PathMatch::Regex(format!("/{n}")), ..route("a.example", "app") },
+            PATTERNS_PER_HOST_MAX,
+            "more than 64 regular expressions for paths of one host",
+        ),
+        (
+            |n| Route { host_regex: Some(format!("h{n}")), ..Route::new("app") },
+            PATTERNS_PER_HOST_MAX,
+            "regular expressions for hosts: 65, above the limit of 64",
+        ),
+        (
+            |n| Route { methods: vec![format!("M{n}")], ..route("a.example", "app") },
+            CONDITIONS_MAX,
+            "more than 64 routes for the same host and path",
+        ),
+    ];
+    for (make, max, told) in makes {
+        let mut configuration = small();
+        let many: Vec<Operation> = (0..max).map(|n| add_route(make(n))).collect();
+        configuration.apply(&many).expect("as many as there may be");
+        let found = errors(&mut configuration, &[add_route(make(max))]);
+        assert!(found.len() == 1 && found[0].contains(told), "{found:?}");
+        let changed = Operation::ChangeRoute { route: Box::new(Route { redirect: None, ..make(0) }) };
+        configuration.apply(&[changed]).expect("no more than before");
+        check_index(&configuration);
+    }
+    let mut configuration = small();
+    let headers: Vec<Operation> = (0..=CONDITIONS_MAX)
+        .map(|n| add_route(Route { headers: vec![header(n)], ..route("a.example", "app") }))
+        .collect();
+    assert!(errors(&mut configuration, &headers)[0].contains("more than 64 routes"));
+    check_index(&configuration);
 }
 
 #[test]

@@ -353,6 +353,14 @@ impl Route {
     }
 }
 
+impl RouteKey {
+    /// The key as [`Route::key`] makes it, of one that somebody has written.
+    pub fn canonical(&self) -> Self {
+        let Self { listener, host, host_regex, sni, path, methods, headers, priority } = self.clone();
+        Route { listener, host, host_regex, sni, path, methods, headers, priority, ..Route::default() }.key()
+    }
+}
+
 impl std::fmt::Display for RouteKey {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         if let Some(name) = &self.sni {
@@ -438,6 +446,12 @@ mod tests {
             ..Route::respond(403)
         };
         assert_eq!(a.key(), b.key());
+        let written = RouteKey {
+            host: Some("A.EXAMPLE".into()),
+            headers: vec![header("X-B"), header("X-A")],
+            ..a.key()
+        };
+        assert_eq!(written.canonical(), a.key());
         assert_eq!(a.key(), Route { priority: 1, ..a.clone() }.key());
         let regex = Route { path: PathMatch::Regex("/a".into()), ..a.clone() };
         assert_ne!(regex.key(), Route { priority: 1, ..regex.clone() }.key());

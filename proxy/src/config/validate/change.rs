@@ -26,6 +26,7 @@ struct Part {
     clusters: Vec<Option<usize>>,
     backends: Vec<Vec<Option<usize>>>,
     routes: Vec<Option<usize>>,
+    answers: Vec<Option<usize>>,
 }
 
 /// Checks what a change that has been applied leads to. Names and counts have been checked when it was.
@@ -59,7 +60,7 @@ impl Part {
             Place::Cluster(index) => *self.clusters.get(index)?,
             Place::Backend { cluster, backend } => *self.backends.get(cluster)?.get(backend)?,
             Place::Route(index) => *self.routes.get(index)?,
-            Place::Answer(_) => None,
+            Place::Answer(index) => *self.answers.get(index)?,
         }
     }
 
@@ -110,6 +111,7 @@ fn whole_state(configuration: &Configuration, touched: &Touched) -> Part {
         part.backends.push(cluster.backends.iter().map(|backend| step(backend.address)).collect());
     }
     part.routes = part.state.routes.iter().map(|route| touched.route(&route.key())).collect();
+    part.answers = part.state.answers.iter().map(|answer| touched.answer(&answer.name)).collect();
     part
 }
 
@@ -142,9 +144,16 @@ fn touched_part(configuration: &Configuration, touched: &Touched) -> Part {
     }
     for (key, step) in touched.routes() {
         if let Some(route) = configuration.routes().get(key)
-            && !part.state.routes.contains(route)
+            // Only those by server name can be there already, and they are few.
+            && !(route.sni.is_some() && part.state.routes.contains(route))
         {
             part.add_route(route, Some(step));
+        }
+    }
+    for (name, step) in touched.answers() {
+        if let Some(answer) = configuration.answers().get(name) {
+            part.state.answers.push(answer.clone());
+            part.answers.push(Some(step));
         }
     }
     part

@@ -2,6 +2,8 @@
 
 use std::collections::{HashMap, HashSet};
 
+pub(super) use underpass_command::live::ANSWERS_MAX;
+use underpass_command::live::{CONDITIONS_MAX, PATTERNS_MAX, PATTERNS_PER_HOST_MAX};
 use underpass_command::state::{Action, PathMatch, Route, RouteKey, State, ValueMatch};
 
 use super::super::keys;
@@ -11,20 +13,12 @@ use super::{check_keys, label};
 use crate::http1::FieldChange;
 use crate::route::{Actions, Groups, IN_ANSWER, Template};
 
-/// The most named answers.
-pub(super) const ANSWERS_MAX: usize = 1024;
 /// The most header fields of an answer.
 const ANSWER_FIELDS_MAX: usize = 16;
 /// The most answers in place of the proxy's own, of one listener or cluster.
 const ANSWERS_FOR_MAX: usize = 64;
 /// The most header conditions of a route.
 const HEADERS_MAX: usize = 16;
-/// The most routes for the same host and path: they are tried one after the other.
-const CONDITIONS_MAX: usize = 64;
-/// The most regular expressions for the paths of one host, and for hosts: they are tried one after the other.
-const PATTERNS_PER_HOST_MAX: usize = 64;
-/// The most regular expressions of all routes: each may take some 100 KiB in every worker.
-pub(super) const PATTERNS_MAX: usize = 1024;
 
 /// Each value by itself, by the table of keys.
 pub(super) fn check_values(state: &State, problems: &mut Vec<Problem>) {
