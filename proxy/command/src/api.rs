@@ -13,6 +13,7 @@
 //! | `POST /v1/reload` | | [`Changed`] |
 //! | `GET /v1/events` | | stream of [`Event`] (`text/event-stream`) |
 //! | `GET /v1/metrics` | | Prometheus' text format |
+//! | `GET /v1/top` | | [`Top`]; so many clusters and backends as [`TopSelect`] says |
 //! | `GET /v1/openapi.json` | | this table for machines |
 //! | `GET /v1/redirect` | | [`RedirectStatus`] |
 //! | `PUT /v1/redirect` | [`RedirectChange`] | [`RedirectStatus`] |
@@ -23,8 +24,10 @@
 //! not know.
 
 mod lists;
+mod top;
 
 pub use lists::*;
+pub use top::*;
 
 use std::collections::BTreeMap;
 use std::fmt;

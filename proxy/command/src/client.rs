@@ -12,7 +12,7 @@ use serde::de::DeserializeOwned;
 
 use crate::api::{
     BackendEntry, ChangeRequest, Changed, Draining, ErrorBody, Page, RedirectChange, RedirectStatus, Saved,
-    Select, StateDocument, Status, SteeringChange, SteeringStatus, WorkerStatus,
+    Select, StateDocument, Status, SteeringChange, SteeringStatus, Top, WorkerStatus,
 };
 use crate::events::Events;
 use crate::http::{Connection, Request, Response};
@@ -141,6 +141,11 @@ impl Client {
     /// See [`ClientError`]; the same holds for every call.
     pub fn status(&self) -> Result<Status, ClientError> {
         self.get("/v1/status")
+    }
+
+    /// What has been counted so far, of so many clusters and backends at most: the busiest.
+    pub fn top(&self, limit: u32) -> Result<Top, ClientError> {
+        self.get(&format!("/v1/top?limit={limit}"))
     }
 
     /// How bodies are forwarded.

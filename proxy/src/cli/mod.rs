@@ -10,6 +10,7 @@ mod lab;
 mod nic;
 mod start;
 mod text;
+mod top;
 
 use std::fmt::Display;
 use std::io::{self, Write};
@@ -101,6 +102,8 @@ enum Command {
         #[command(flatten)]
         target: Target,
     },
+    /// Watch what a running proxy does, by worker, cluster and backend
+    Top(top::Options),
     /// Show or change how connections find their worker
     Steering {
         #[command(subcommand)]
@@ -265,6 +268,7 @@ fn run(command: Command) -> Result<(), Failure> {
         Command::Completions { shell } => generate::completions(shell),
         Command::Man { folder } => generate::man_pages(&folder),
         Command::Lab(arguments) => lab::lab(arguments),
+        Command::Top(options) => top::run(&options),
         Command::Nic { interface, apply, target } => nic::nic(&target.client(), interface.as_deref(), apply),
         Command::Redirect { action: RedirectAction::Get { target, format } } => {
             command::redirect(&target.client(), format)

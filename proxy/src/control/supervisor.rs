@@ -83,6 +83,7 @@ pub(super) struct Supervisor {
     requests: mpsc::Receiver<Request>,
     admin: admin::Server,
     pub(super) metrics: metrics::Server,
+    pub(super) rankings: metrics::Rankings,
     signals: Signals,
 }
 
@@ -152,6 +153,7 @@ impl Supervisor {
             requests,
             admin,
             metrics,
+            rankings: metrics::Rankings::default(),
             signals,
         };
         supervisor.number_everything();

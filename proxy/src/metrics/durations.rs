@@ -168,6 +168,13 @@ impl Durations {
         self.sum_us
     }
 
+    /// The buckets that have counted something: the largest value of each, and how many. What is above the last bound has
+    /// `u64::MAX`.
+    pub fn buckets(&self) -> impl Iterator<Item = (u64, u64)> {
+        let bounds = self.scale.bounds_us.iter().copied().chain([u64::MAX]);
+        bounds.zip(self.counts).filter(|(_, count)| *count > 0)
+    }
+
     /// How many values were not above `bound_us`, which must be one of the scale's bounds.
     pub fn up_to(&self, bound_us: u64) -> u64 {
         let bucket = self.scale.bucket_of(bound_us);
@@ -248,5 +255,6 @@ mod tests {
         durations.count(u64::MAX);
         assert_eq!((durations.total(), durations.up_to(100_000_000)), (1, 0));
         assert_eq!(durations.quantile_us(0.5), Some(100_000_000));
+        assert_eq!(durations.buckets().collect::<Vec<_>>(), [(u64::MAX, 1)]);
     }
 }

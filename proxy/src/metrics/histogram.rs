@@ -65,6 +65,11 @@ impl Histogram {
         Self { counts }
     }
 
+    /// The count of each bucket.
+    pub fn counts(&self) -> &[u64] {
+        &self.counts
+    }
+
     /// How many values were counted.
     pub fn total(&self) -> u64 {
         self.counts.iter().sum()

@@ -9,7 +9,7 @@ use super::event_loop::Worker;
 use super::session::{ATTEMPTS_MAX, Exchange, Phase, Session, Step};
 use crate::balance::{Choice, FAILURE_US, PUBLIC, View, Wanted, siphash};
 use crate::http1::{Reason, cookie_value, field_value};
-use crate::metrics::{ClusterCounter, Counter};
+use crate::metrics::{BackendCounter, ClusterCounter, Counter};
 
 /// Sessions of one cluster's line that go on in one turn.
 const CALLS_MAX: usize = 256;
@@ -264,6 +264,7 @@ impl Core {
             let until_ms = found.outcomes.eject(&cluster.configured, self.now.ms);
             cluster.balancer.eject(upstream, until_ms);
             self.count(Counter::Ejections);
+            self.metrics.backend(upstream).add(BackendCounter::Ejections, 1);
         }
     }
 

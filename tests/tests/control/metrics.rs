@@ -137,6 +137,34 @@ fn callers_that_say_nothing_keep_nobody_else_waiting() {
 }
 
 #[test]
+fn top_shows_a_frame_as_text_and_refuses_what_is_no_terminal() {
+    let backend = Backend::answering(HELLO);
+    let proxy = measured(&backend);
+    let mut client = Peer::connect(proxy.address());
+    client.send(GET);
+    assert_eq!(client.response().text(), "hello");
+    let socket = proxy.client().socket().to_str().expect("UTF-8").to_owned();
+    for (view, part) in [
+        ("workers", "running"),
+        ("clusters", "\napp "),
+        ("backends", &format!("\n{} ", backend.address())),
+        ("steering", "policy off"),
+    ] {
+        let output = underpass(&["top", "--once", "--view", view, "--socket", &socket]);
+        let said = text(&output);
+        assert!(output.status.success() && said.contains(part), "{part:?} is missing in {said}");
+        assert!(said.contains("clusters (1)") && said.contains("backends (1)"), "{said}");
+    }
+    let output = underpass(&["top", "--socket", &socket]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(text(&output).contains("--once"), "{}", text(&output));
+    let refused = proxy.client().top(0).expect_err("none is too few").to_string();
+    assert!(refused.contains("limit=0"), "{refused}");
+    drop(client);
+    proxy.stop();
+}
+
+#[test]
 fn promtool_finds_nothing_wrong() {
     let backend = Backend::answering(HELLO);
     let proxy = measured(&backend);

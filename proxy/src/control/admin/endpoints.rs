@@ -8,7 +8,7 @@ use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde_json::{Map, Value, json};
 use underpass_command::api::{
     BackendEntry, ChangeRequest, Changed, Draining, ErrorBody, Event, PAGE_SIZE_MAX, Page, RedirectChange,
-    RedirectStatus, Saved, StateDocument, Status, SteeringChange, SteeringStatus, WorkerStatus,
+    RedirectStatus, Saved, StateDocument, Status, SteeringChange, SteeringStatus, Top, WorkerStatus,
 };
 use underpass_command::state::{self, Cluster, Listener, Route};
 
@@ -179,6 +179,15 @@ pub(super) static ENDPOINTS: &[Endpoint] = &[
     read("/v1/metrics", "What there is to measure, for Prometheus", Answer::Other("text/plain"), || {
         get(routes::metrics)
     }),
+    Endpoint {
+        parameters: &[Parameter::Limit],
+        ..read(
+            "/v1/top",
+            "Counts of every worker and of the busiest clusters and backends",
+            Answer::Json(schema::<Top>),
+            || get(routes::top),
+        )
+    },
     read("/v1/openapi.json", "This document", Answer::Other("application/json"), || get(routes::openapi)),
 ];
 

@@ -10,7 +10,7 @@ use axum::{Json, Router};
 use serde::de::DeserializeOwned;
 use underpass_command::api::{
     BackendEntry, Draining, ErrorBody, Page, RedirectChange, RedirectStatus, Select, Status, SteeringChange,
-    SteeringStatus, WorkerStatus,
+    SteeringStatus, TOP_SIZE_MAX, Top, TopSelect, WorkerStatus,
 };
 use underpass_command::live::{ClusterEntry, Configuration};
 use underpass_command::state::{self, Cluster, Listener, Route};
@@ -160,6 +160,18 @@ pub(super) async fn metrics(State(context): State<Context>, headers: HeaderMap) 
     let format = Format::accepted_by(accept);
     let text = context.handle.metrics(format).await?;
     Ok(([(CONTENT_TYPE, format.content_type())], text).into_response())
+}
+
+pub(super) async fn top(
+    State(context): State<Context>,
+    Parameters(select): Parameters<TopSelect>,
+) -> Answer<Top> {
+    let limit = select.limit;
+    if !(1..=TOP_SIZE_MAX).contains(&limit) {
+        let text = format!("limit={limit}: not from 1 to {TOP_SIZE_MAX}");
+        return Err(Failure::new(400, text, "ask for the busiest; /v1/metrics has all"));
+    }
+    Ok(Json(context.handle.top(limit as usize).await?))
 }
 
 pub(super) async fn openapi() -> Response {

@@ -105,6 +105,12 @@ pub(super) static WORKER: &[Family<Counter>] = families! {
     "underpass_worker_loop_events" Counter "Events handled." [("", Counter::LoopEvents)]
 };
 
+/// The counters of a family of workers.
+pub(super) fn members_of(name: &str) -> impl Iterator<Item = Counter> {
+    let families = WORKER.iter().filter(move |family| family.name == name);
+    families.flat_map(|family| family.members).map(|(_, counter)| *counter)
+}
+
 /// Bytes of each worker by what they were part of and how they were moved.
 pub(super) static FORWARDED: [(&str, &str, Counter); 12] = [
     ("request", "copy", Counter::BytesRequestCopied),

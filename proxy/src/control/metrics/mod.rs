@@ -8,14 +8,17 @@ mod endpoint;
 mod families;
 mod process;
 mod scrape;
+mod top;
 
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use tokio::time::Instant;
 use underpass_command::api::{SteeringStatus, WorkerState};
 use underpass_command::state::{Limits, Metrics};
 
 pub(super) use endpoint::Server;
+pub(super) use top::Rankings;
 
 use self::families::Family;
 use self::process::Usage;
@@ -49,6 +52,7 @@ pub(super) struct BackendItem {
 #[derive(Clone, Debug)]
 pub(super) struct WorkerItem {
     pub(super) pid: Option<u32>,
+    pub(super) cpu: Option<u16>,
     pub(super) state: WorkerState,
     pub(super) restarts: u64,
 }
@@ -63,6 +67,8 @@ pub(crate) struct Scrape {
     pub(super) listeners: Vec<Item>,
     pub(super) clusters: Vec<Item>,
     pub(super) backends: Vec<BackendItem>,
+    pub(super) rankings: Rankings,
+    pub(super) started: Instant,
     pub(super) routes: usize,
     pub(super) revision: u64,
     pub(super) draining: bool,

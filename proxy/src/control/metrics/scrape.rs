@@ -1,5 +1,7 @@
 //! What the supervisor knows and a scrape needs.
 
+use underpass_command::api::Top;
+
 use super::{BackendItem, Item, Scrape, WorkerItem};
 use crate::control::access_log::AccessLog;
 use crate::control::commands::{Failure, Handle, Request};
@@ -9,11 +11,22 @@ use crate::metrics::Format;
 impl Handle {
     /// The metrics as text, made on a thread of its own.
     pub(in crate::control) async fn metrics(&self, format: Format) -> Result<String, Failure> {
+        self.read_counters(move |scrape| scrape.render(format)).await
+    }
+
+    /// The busiest clusters and backends, `limit` of each at most.
+    pub(in crate::control) async fn top(&self, limit: usize) -> Result<Top, Failure> {
+        self.read_counters(move |scrape| scrape.top(limit)).await
+    }
+
+    async fn read_counters<T: Send + 'static>(
+        &self,
+        read: impl FnOnce(&Scrape) -> T + Send + 'static,
+    ) -> Result<T, Failure> {
         let scrape = self.ask(Request::Scrape).await?;
-        let rendered = tokio::task::spawn_blocking(move || scrape.render(format)).await;
-        rendered.map_err(|error| {
-            Failure::new(500, format!("the metrics could not be written: {error}"), "try again")
-        })
+        tokio::task::spawn_blocking(move || read(&scrape))
+            .await
+            .map_err(|error| Failure::new(500, format!("counters could not be read: {error}"), "try again"))
     }
 }
 
@@ -54,6 +67,7 @@ impl Supervisor {
                 .workers
                 .iter()
                 .map(|worker| WorkerItem {
+                    cpu: worker.cpu,
                     pid: worker.link.as_ref().and_then(|link| link.pid),
                     state: worker.state,
                     restarts: worker.restarts,
@@ -62,6 +76,8 @@ impl Supervisor {
             listeners,
             clusters,
             backends,
+            rankings: self.rankings.clone(),
+            started: self.started,
             routes: configuration.routes().len(),
             revision: configuration.revision(),
             draining: self.is_draining(),

@@ -24,7 +24,8 @@ fn scrape() -> Scrape {
         BackendCounter::ALL.iter().for_each(|counter| block.backend(7).add(*counter, 5));
         block.backend(7).duration(BackendDuration::Connect as usize, 150);
     }
-    let worker = WorkerItem { pid: Some(std::process::id()), state: WorkerState::Running, restarts: 1 };
+    let worker =
+        WorkerItem { cpu: Some(1), pid: Some(std::process::id()), state: WorkerState::Running, restarts: 1 };
     let backend = |number, cluster: usize, up, drain| BackendItem {
         number,
         cluster,
@@ -46,6 +47,8 @@ fn scrape() -> Scrape {
         listeners: vec![Item { number: 0, name: "web".into() }],
         clusters: vec![Item { number: 0, name: "idle".into() }, Item { number: 1, name: "app".into() }],
         backends: vec![backend(2, 0, None, true), backend(7, 1, Some(false), false)],
+        rankings: Rankings::default(),
+        started: Instant::now(),
         routes: 3,
         revision: 9,
         draining: false,
@@ -170,4 +173,19 @@ fn openmetrics_says_the_same_and_ends() {
     has(&text, "# TYPE underpass_cluster_requests counter");
     has(&text, "underpass_cluster_requests_total{cluster=\"app\"} 8");
     has(&text, "underpass_cluster_first_byte_seconds_bucket{cluster=\"app\",le=\"60.0\"} 0");
+}
+
+#[test]
+fn top_has_the_busiest_with_what_was_counted_of_them() {
+    let scrape = scrape();
+    let top = scrape.top(1);
+    assert_eq!((top.clusters_total, top.backends_total, top.revision), (2, 2, 9));
+    let [cluster] = &top.clusters[..] else { panic!("{top:?}") };
+    assert_eq!((cluster.name.as_str(), cluster.traffic.requests, cluster.retries), ("app", 8, 8));
+    assert_eq!((cluster.total.count(), cluster.total.quantile_us(0.5)), (2, Some(1500)));
+    let [backend] = &top.backends[..] else { panic!("{top:?}") };
+    assert_eq!((backend.cluster.as_str(), backend.address.port(), backend.up), ("app", 9007, Some(false)));
+    assert_eq!((backend.traffic.requests, backend.failures), (10, 20));
+    assert_eq!((top.workers.len(), top.workers[1].active), (2, 3));
+    assert_eq!(scrape.top(9).clusters.len(), 2);
 }
