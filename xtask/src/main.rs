@@ -4,6 +4,7 @@
 mod api_check;
 mod bench;
 mod build_ebpf;
+mod churn;
 mod ci;
 mod fuzz;
 mod lab;
@@ -31,6 +32,8 @@ enum Command {
     Fuzz(fuzz::Options),
     /// Measures proxies side by side on this machine, and the floor under them
     Bench(bench::Options),
+    /// Changes a large configuration while it serves: what changes cost, and what they cost the requests
+    Churn(churn::Options),
     /// Raises the load on underpass and others step by step until they break; compares modes and steering policies
     Lab(lab::Options),
     /// Tests the proxy in virtual machines with other kernels and a network card of several queues
@@ -45,6 +48,7 @@ fn main() -> anyhow::Result<()> {
         Command::Ci(options) => ci::run(&options),
         Command::Fuzz(options) => fuzz::run(&options),
         Command::Bench(options) => bench::run(&options),
+        Command::Churn(options) => churn::run(&options),
         Command::Lab(options) => lab::run(&options),
         Command::VmTest(options) => vm::run(&options),
     }
