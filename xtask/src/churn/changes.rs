@@ -61,13 +61,15 @@ pub(super) fn everything(size: Size, port: u16) -> impl Iterator<Item = Operatio
         let backends = backends.map(|number| Backend::new(backend_address(number, port))).collect();
         Operation::AddCluster { cluster: Cluster { backends, ..Cluster::new(cluster_name(number)) } }
     });
-    let routes = (0..size.routes).map(move |number| Operation::AddRoute { route: Box::new(route(number, size)) });
+    let routes =
+        (0..size.routes).map(move |number| Operation::AddRoute { route: Box::new(route(number, size)) });
     clusters.chain(routes)
 }
 
 /// What takes everything away again.
 pub(super) fn nothing(size: Size) -> impl Iterator<Item = Operation> {
-    let routes = (0..size.routes).map(move |number| Operation::RemoveRoute { route: route(number, size).key() });
+    let routes =
+        (0..size.routes).map(move |number| Operation::RemoveRoute { route: route(number, size).key() });
     let clusters = (0..size.clusters).map(|number| Operation::RemoveCluster { name: cluster_name(number) });
     routes.chain(clusters)
 }
@@ -88,7 +90,14 @@ pub(super) struct Drawer {
 
 impl Drawer {
     pub(super) fn new(size: Size, port: u16, share: (u32, u32), seed: u32) -> Self {
-        Self { size, port, share, state: u64::from(share.0 + 1) << 32 | u64::from(seed), undo: Vec::new(), added: 0 }
+        Self {
+            size,
+            port,
+            share,
+            state: u64::from(share.0 + 1) << 32 | u64::from(seed),
+            undo: Vec::new(),
+            added: 0,
+        }
     }
 
     /// SplitMix64, below `end`.
@@ -146,7 +155,8 @@ impl Drawer {
             }
             8 => {
                 let number = self.mine(self.size.clusters);
-                let cluster = Cluster { chunked_requests: self.below(2) == 0, ..Cluster::new(cluster_name(number)) };
+                let cluster =
+                    Cluster { chunked_requests: self.below(2) == 0, ..Cluster::new(cluster_name(number)) };
                 Operation::ChangeCluster { cluster }
             }
             // Where the load is: a backend more, which has requests when it is removed.

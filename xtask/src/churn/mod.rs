@@ -118,7 +118,8 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         let text = serde_json::to_string_pretty(&report)?;
         fs::write(path, text + "\n").with_context(|| format!("{}: cannot write", path.display()))?;
     }
-    let failed: u64 = report.rounds.iter().map(|round| failures(&round.still) + failures(&round.changing)).sum();
+    let failed: u64 =
+        report.rounds.iter().map(|round| failures(&round.still) + failures(&round.changing)).sum();
     ensure!(failed == 0, "{failed} requests failed: {}", reasons(&report));
     Ok(())
 }
@@ -149,7 +150,9 @@ impl Churn {
         let arguments = ["start".into(), "--config".into(), configuration.into_os_string()];
         let mut proxy = launcher.start("underpass", &[cores.proxy], launcher.underpass()?, arguments)?;
         let client = Client::new(&socket);
-        proxy.ready(|| client.status().is_ok_and(|status| status.workers.iter().all(|worker| worker.pid.is_some())))?;
+        proxy.ready(|| {
+            client.status().is_ok_and(|status| status.workers.iter().all(|worker| worker.pid.is_some()))
+        })?;
         let worker = *proxy.children()?.first().context("the proxy has no worker")?;
         // The worker keeps its core; the supervisor goes where the rest is.
         let mut set = CpuSet::new();
@@ -163,7 +166,10 @@ impl Churn {
         let mut memory = vec![self.memory("empty")?];
         self.change(changes::busy(self.port).into())?;
         let (load_s, ()) = timed(|| self.apply(changes::everything(self.size, self.port)))?;
-        eprintln!("{} items loaded in {load_s:.2} s", self.size.clusters + self.size.backends + self.size.routes);
+        eprintln!(
+            "{} items loaded in {load_s:.2} s",
+            self.size.clusters + self.size.backends + self.size.routes
+        );
         memory.push(self.memory("loaded")?);
         let Size { clusters, backends, routes } = self.size;
         let mut report =
@@ -178,13 +184,13 @@ impl Churn {
             };
             let (changing, mut took_us) = changing;
             took_us.sort_unstable();
-            let at = |share: f64| took_us.get((took_us.len() as f64 * share) as usize).copied().unwrap_or(0);
+            let at = |percent: usize| took_us.get(took_us.len() * percent / 100).copied().unwrap_or(0);
             let round = Round {
                 still,
                 changing,
                 changes: took_us.len() as u64,
-                change_p50_us: at(0.5),
-                change_p99_us: at(0.99),
+                change_p50_us: at(50),
+                change_p99_us: at(99),
             };
             eprintln!("round {}: {}", number + 1, line(&round));
             report.rounds.push(round);
@@ -322,7 +328,12 @@ fn text(report: &Report) -> String {
     );
     for Memory { when, supervisor, worker } in &report.memory {
         let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
-        let _ = writeln!(text, "memory {when:<8} supervisor {:7.1} MiB, worker {:7.1} MiB", mib(*supervisor), mib(*worker));
+        let _ = writeln!(
+            text,
+            "memory {when:<8} supervisor {:7.1} MiB, worker {:7.1} MiB",
+            mib(*supervisor),
+            mib(*worker)
+        );
     }
     let mut ratios: Vec<f64> = report
         .rounds
