@@ -171,6 +171,20 @@ pub enum Step {
     },
 }
 
+impl Step {
+    /// Whether memory is free after it.
+    pub fn removes(&self) -> bool {
+        matches!(
+            self,
+            Self::RemoveAnswer { .. }
+                | Self::RemoveCluster { .. }
+                | Self::RemoveBackend { .. }
+                | Self::RemoveRoute { .. }
+                | Self::RemoveListener { .. }
+        )
+    }
+}
+
 /// What a worker is done with.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]

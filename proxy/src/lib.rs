@@ -14,6 +14,7 @@ pub mod config;
 pub mod control;
 mod demo;
 pub mod forward;
+mod heap;
 pub mod http1;
 pub mod ipc;
 pub mod metrics;

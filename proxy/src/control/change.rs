@@ -18,11 +18,15 @@ use super::sockets::{self, ListenerSockets};
 use super::supervisor::Supervisor;
 use super::workers::Worker;
 use crate::config;
+use crate::heap;
 use crate::ipc::{Finished, STEP_SIZE_MAX, Step, pieces};
 use crate::metrics::{BackendCounter, ClusterCounter, ListenerCounter};
 
 /// Until all workers must have carried out a change.
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Memory is given back when so many items have been removed.
+const TRIM_AFTER: usize = 8192;
 
 /// Who waits for a change, and for what.
 #[derive(Debug)]
@@ -169,6 +173,11 @@ impl Supervisor {
         let running: BTreeSet<usize> =
             (0..self.workers.len()).filter(|index| self.workers[*index].link.is_some()).collect();
         let steps = self.steps(&changed, &running);
+        self.removed += steps.iter().filter(|step| step.removes()).count();
+        if self.removed >= TRIM_AFTER {
+            self.removed = 0;
+            heap::trim();
+        }
         self.health.follow(&steps);
         let pieces = pieces(id, changed.revision, &steps);
         if let Some(store) = &mut self.store {

@@ -70,6 +70,8 @@ pub(super) struct Supervisor {
     pub(super) sockets: BTreeMap<String, ListenerSockets>,
     /// Of listeners that the change under way removes.
     pub(super) removed_sockets: Vec<ListenerSockets>,
+    /// Items that were removed since memory was given back last.
+    pub(super) removed: usize,
     pub(super) blocks: Arc<Vec<Block>>,
     pub(super) workers: Vec<Worker>,
     pub(super) steering: Steering,
@@ -140,6 +142,7 @@ impl Supervisor {
             generation,
             sockets: sockets.into_iter().map(|sockets| (sockets.name.clone(), sockets)).collect(),
             removed_sockets: Vec::new(),
+            removed: 0,
             blocks: Arc::new(blocks?),
             workers: cpus.into_iter().map(Worker::new).collect(),
             steering,

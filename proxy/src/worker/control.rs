@@ -7,10 +7,13 @@ use std::os::fd::OwnedFd;
 use super::connection::Connections;
 use super::core::{Core, Presence};
 use super::event_loop::Worker;
+use crate::heap;
 use crate::ipc::{Channel, Step, ToSupervisor, ToWorker};
 
 /// Messages taken from the supervisor in one turn: connections wait meanwhile.
 const MESSAGES_PER_TURN: usize = 1;
+/// Memory is given back when so many items have been removed.
+const TRIM_AFTER: usize = 8192;
 
 /// The channel to the supervisor, what was not sent yet, and the change that has come in part.
 pub(super) struct Control {
@@ -19,6 +22,8 @@ pub(super) struct Control {
     pub(super) pending: bool,
     steps: Vec<Step>,
     descriptors: VecDeque<OwnedFd>,
+    /// Items that were removed since memory was given back last.
+    removed: usize,
     /// Bounded by what the supervisor lets stand unanswered, and by what it has told us to finish.
     unsent: VecDeque<ToSupervisor>,
 }
@@ -28,7 +33,7 @@ impl Control {
     pub(super) fn new(channel: Channel) -> Self {
         // What came before the registration gives no event.
         let (steps, descriptors, unsent) = (Vec::new(), VecDeque::new(), VecDeque::new());
-        Self { channel, pending: true, steps, descriptors, unsent }
+        Self { channel, pending: true, steps, descriptors, removed: 0, unsent }
     }
 
     /// Whether the supervisor does not take what it must be told.
@@ -108,11 +113,16 @@ impl Worker {
     fn change(&mut self) -> Result<(), String> {
         let steps = std::mem::take(&mut self.control.steps);
         let mut descriptors = std::mem::take(&mut self.control.descriptors);
+        self.control.removed += steps.iter().filter(|step| step.removes()).count();
         for step in steps {
             match step {
                 Step::RemoveListener { number } => self.remove_listener(number)?,
                 step => apply(&mut self.core, &mut self.connections, step, &mut descriptors)?,
             }
+        }
+        if self.control.removed >= TRIM_AFTER {
+            self.control.removed = 0;
+            heap::trim();
         }
         Ok(())
     }

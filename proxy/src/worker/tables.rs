@@ -65,6 +65,16 @@ fn place<T>(table: &mut Vec<T>, number: usize, vacant: impl FnMut() -> T) -> &mu
     &mut table[number]
 }
 
+/// Gives up the places at the end of a table that nothing has, and memory if that is much.
+fn shrink<T>(table: &mut Vec<T>, is_vacant: impl Fn(&T) -> bool) {
+    while table.last().is_some_and(&is_vacant) {
+        table.pop();
+    }
+    if table.capacity() > 4 * table.len() + 64 {
+        table.shrink_to(2 * table.len());
+    }
+}
+
 fn taken(what: &str, number: usize) -> String {
     format!("{what} {number} is there already")
 }
@@ -134,6 +144,7 @@ impl Core {
         let cluster = &mut self.clusters[number as usize];
         if cluster.presence == Presence::Leaving && cluster.active == 0 {
             *cluster = Cluster::vacant();
+            shrink(&mut self.clusters, |cluster| cluster.presence == Presence::Vacant);
             self.finished.clusters.push(number);
         }
     }
@@ -245,6 +256,7 @@ impl Core {
             Presence::Leaving => {
                 debug_assert!(upstream.idle.is_empty(), "idle connections of a removed backend");
                 *upstream = Upstream::vacant();
+                shrink(&mut self.upstreams, |upstream| upstream.presence == Presence::Vacant);
                 self.finished.backends.push(number);
             }
             Presence::Present if upstream.configured.drain => {
