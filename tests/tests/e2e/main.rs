@@ -5,6 +5,7 @@ mod borders;
 mod chaos;
 mod descriptors;
 mod failures;
+mod health;
 mod lifecycle;
 mod limits;
 mod logs;
