@@ -147,6 +147,26 @@ fn the_successor_of_a_worker_knows_what_is_down() {
 }
 
 #[test]
+fn a_backend_that_does_not_answer_its_checks_is_down() {
+    let silent = Backend::start(|connection| while let Ok(Some(_)) = connection.peer.try_request() {});
+    let proxy = Setup::to(&[silent.address()])
+        .with(|state| {
+            checked(state, Check::Http);
+            state.clusters[0].check_timeout_ms = 50;
+        })
+        .expect_log("is down")
+        .start();
+    until_down(&proxy, &[silent.address()]);
+    assert_eq!(proxy.status().clusters[0].down[0].reason, "no answer within 50 ms");
+    let mut client = Peer::connect(proxy.address());
+    client.send(GET);
+    let refusal = client.response();
+    assert_eq!((refusal.status(), refusal.value("Retry-After")), (503, Some("1")));
+    drop(client);
+    proxy.stop();
+}
+
+#[test]
 fn connections_of_a_tcp_listener_go_to_what_is_up() {
     let (port, other) = (ReservedPort::new(), Backend::answering(OK));
     let proxy = Setup::to(&[port.address(), other.address()])
