@@ -155,14 +155,14 @@ fn lab_smoke() -> anyhow::Result<Outcome> {
 }
 
 fn vm_test() -> anyhow::Result<Outcome> {
-    // It downloads kernels, and on the newest one sockmap's self-test stands still once in a while: by hand, until that is
-    // understood.
+    // It downloads kernels, and takes three minutes on an idle machine. On one that does much else, emulated processors are so slow
+    // that checks fail which have nothing to do with a change: by hand.
     if std::env::var_os("UNDERPASS_CI_VM").is_none() {
         return Ok(Outcome::Skipped("set UNDERPASS_CI_VM=1 to run it".into()));
     }
     match vm::missing() {
         Some(reason) => Ok(Outcome::Skipped(reason)),
-        None => xtask(&["vm-test"]),
+        None => xtask(&["vm-test", "--may-skip"]),
     }
 }
 
