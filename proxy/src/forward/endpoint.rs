@@ -115,6 +115,7 @@ impl Endpoint {
     /// Writes slices; `Ok(0)` when the socket takes nothing now.
     #[inline]
     pub fn send(&mut self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+        let mut may_meet_stop = self.is_read_by_kernel();
         loop {
             let written = match slices {
                 [one] => self.stream.write(one),
@@ -122,6 +123,11 @@ impl Endpoint {
             };
             match written {
                 Ok(n) => return Ok(n),
+                // The pending error of a stop looks the same (`ebpf/src/redirect.rs`, STOP) and is told once. Taken for a full buffer it
+                // would have us wait for an event that never comes.
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock && may_meet_stop => {
+                    may_meet_stop = false;
+                }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     self.writable = false;
                     return Ok(0);

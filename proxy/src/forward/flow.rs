@@ -325,6 +325,7 @@ impl Flow {
 
     fn flush_pipe(&mut self, sink: &mut Endpoint, metrics: &Block) -> Result<bool, Broken> {
         let Some(pipe) = self.pipe.as_mut() else { return Ok(true) };
+        let mut may_meet_stop = sink.is_read_by_kernel(); // as in `Endpoint::send`
         while pipe.filled() > 0 {
             if !sink.writable {
                 return Ok(false);
@@ -337,7 +338,9 @@ impl Flow {
                     metrics.add(Counter::BytesSpliced, n as u64);
                     metrics.add(self.kind.spliced(), n as u64);
                 }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => sink.writable = false,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    sink.writable = std::mem::take(&mut may_meet_stop);
+                }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(Broken::Sink(error)),
             }

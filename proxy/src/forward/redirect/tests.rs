@@ -1,16 +1,19 @@
-//! What nobody tells: bytes and ends that the kernel holds back because its parser was put off.
+//! What nobody tells: bytes and ends that the kernel holds back because its parser was put off, and the error of a stop that looks
+//! like a full buffer.
 
-use std::io::{self, Write};
+use std::io::{self, IoSlice, Write};
 use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};
 use std::os::fd::{AsFd, OwnedFd};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use underpass_command::state::RedirectMode;
 use underpass_loader::{LoadError, RedirectPrograms, has_unread, tcp_sent};
 
 use super::{Redirector, Run};
-use crate::forward::{BufferPool, Endpoint, Flow, Kind, Ledger, PipePool, Policy, Tools};
+use crate::forward::{BufferPool, Endpoint, Flow, Kind, Ledger, PipePool, Policy, Tools, TrailerLimits};
+use crate::http1::Framing;
 use crate::metrics::Block;
 
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -87,6 +90,53 @@ fn an_end_that_the_kernel_has_not_read_yet_is_looked_for_again() {
     bench.source.hangup = true; // as the event says
     assert!(!bench.source.reclaim(Some(&mut bench.redirector)));
     assert!(bench.redirector.is_waiting());
+}
+
+/// Makes the parser stop, and waits until its error is pending.
+fn stop(bench: &mut PutOff) {
+    bench.far.write_all(b"x").unwrap();
+    until("the parser stops", || {
+        let mut polled = [PollFd::new(bench.source.as_fd(), PollFlags::empty())];
+        poll(&mut polled, PollTimeout::ZERO).unwrap() == 1
+            && polled[0].revents().is_some_and(|events| events.contains(PollFlags::POLLERR))
+    });
+}
+
+#[test]
+fn a_write_that_meets_the_error_of_a_stop_is_tried_again() {
+    let Some(mut bench) = PutOff::new("a_write_that_meets_the_error_of_a_stop_is_tried_again") else {
+        return;
+    };
+    stop(&mut bench);
+    assert_eq!(bench.source.send(&[IoSlice::new(b"answer")]).unwrap(), 6);
+    assert!(bench.source.writable);
+}
+
+#[test]
+fn a_splice_that_meets_the_error_of_a_stop_is_tried_again() {
+    const SIZE: usize = 10_000;
+    let Some(mut bench) = PutOff::new("a_splice_that_meets_the_error_of_a_stop_is_tried_again") else {
+        return;
+    };
+    stop(&mut bench);
+    let ((mut far, mut source), mut buffers) = (connection().unwrap(), BufferPool::new(1, 4096));
+    buffers.reserve(1);
+    far.write_all(&[0; SIZE]).unwrap();
+    until("it has come", || has_unread(source.as_fd()).unwrap());
+    source.readable = true;
+    let ledger = Ledger::new(Framing::Length(SIZE as u64), TrailerLimits { size_max: 0, count_max: 0 });
+    let policy = Policy { mode: RedirectMode::Splice, splice_size_min: 0, sockmap_size_min: 0 };
+    let mut flow = Flow::new(Kind::Tunnel, ledger, policy, false);
+    let mut tools = Tools {
+        buffers: &mut buffers,
+        pipes: &mut PipePool::new(1, 65536),
+        metrics: &Block::create().unwrap(),
+        redirector: None,
+        session: 0,
+    };
+    flow.pump(&mut source, &mut bench.source, &mut tools).unwrap();
+    assert!(bench.source.writable && flow.moved() > 0);
+    flow.finish(&mut tools);
 }
 
 /// Else a backend's bytes behind its response would be taken for the next one.
