@@ -126,13 +126,35 @@ fn formats_methods_and_paths() {
 }
 
 #[test]
-fn callers_that_say_nothing_keep_nobody_else_waiting() {
+fn callers_that_say_nothing_are_cut_and_keep_few_waiting() {
     let backend = Backend::answering(HELLO);
     let proxy = measured(&backend);
     let address = proxy.status().metrics_address.expect("it listens");
-    let idle: Vec<Peer> = (0..7).map(|_| Peer::connect(address)).collect();
+    let mut idle: Vec<Peer> = (0..7).map(|_| Peer::connect(address)).collect();
+    assert!(scrape(&proxy).contains("underpass_worker_up"));
+    // Now there is no place left until one of them is cut, because no head has come.
+    idle.push(Peer::connect(address));
     assert!(scrape(&proxy).contains("underpass_worker_up"));
     drop(idle);
+    proxy.stop();
+}
+
+#[test]
+fn series_beyond_the_bound_are_left_out_and_counted() {
+    let backend = Backend::answering(HELLO);
+    let address = "127.0.0.1:0".parse().expect("an address");
+    let proxy = Setup::to(&[backend.address()])
+        .with(|state| {
+            state.settings.metrics.address = Some(address);
+            state.settings.metrics.series_max = 100;
+        })
+        .start();
+    let text = scrape(&proxy);
+    let series = text.lines().filter(|line| !line.starts_with('#')).count();
+    // Those that tell of the bound itself are always there.
+    assert_eq!(series, 100 + 2);
+    assert!(value(&text, "underpass_metrics_series_left_out") > 0.0);
+    assert!(!text.contains("underpass_backend_"), "those of backends go first");
     proxy.stop();
 }
 

@@ -102,25 +102,17 @@ async fn serve(stream: TcpStream, router: Router) {
     }
 }
 
-/// What a request needs: the supervisor, and its turn to make a text.
-#[derive(Clone, Debug)]
-struct Context {
-    handle: Handle,
-    turn: Arc<Semaphore>,
-}
-
 fn router(handle: Handle) -> Router {
     Router::new()
         .route("/metrics", get(metrics))
         .fallback(|| async { (StatusCode::NOT_FOUND, "there is only /metrics\n") })
         .method_not_allowed_fallback(|| async { (StatusCode::METHOD_NOT_ALLOWED, "use GET\n") })
-        .with_state(Context { handle, turn: Arc::new(Semaphore::new(1)) })
+        .with_state(handle)
 }
 
-async fn metrics(State(context): State<Context>, headers: HeaderMap) -> Result<Response, Failure> {
+async fn metrics(State(handle): State<Handle>, headers: HeaderMap) -> Result<Response, Failure> {
     let accept = headers.get(ACCEPT).and_then(|value| value.to_str().ok());
     let format = Format::accepted_by(accept);
-    let _turn = context.turn.acquire().await;
-    let text = context.handle.metrics(format).await?;
+    let text = handle.metrics(format).await?;
     Ok(([(CONTENT_TYPE, format.content_type())], text).into_response())
 }

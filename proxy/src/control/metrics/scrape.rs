@@ -1,5 +1,6 @@
 //! What the supervisor knows and a scrape needs.
 
+use tokio::sync::Semaphore;
 use underpass_command::api::Top;
 
 use super::{BackendItem, Item, Scrape, WorkerItem};
@@ -7,6 +8,9 @@ use crate::control::access_log::AccessLog;
 use crate::control::commands::{Failure, Handle, Request};
 use crate::control::supervisor::Supervisor;
 use crate::metrics::Format;
+
+/// One reading at a time, whoever asks: what is made of it can be large.
+static TURN: Semaphore = Semaphore::const_new(1);
 
 impl Handle {
     /// The metrics as text, made on a thread of its own.
@@ -23,6 +27,8 @@ impl Handle {
         &self,
         read: impl FnOnce(&Scrape) -> T + Send + 'static,
     ) -> Result<T, Failure> {
+        // It is never closed.
+        let _turn = TURN.acquire().await;
         let scrape = self.ask(Request::Scrape).await?;
         tokio::task::spawn_blocking(move || read(&scrape))
             .await
