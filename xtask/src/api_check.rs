@@ -51,7 +51,7 @@ pub(crate) fn run_check(options: &Options) -> Result<()> {
     ensure(TOOLS, !options.no_install)?;
     let schemathesis = schemathesis()?;
     let folder = tempfile::tempdir()?;
-    let mut proxy = Proxy::start(&build_proxy()?, folder.path())?;
+    let mut proxy = Proxy::start(&executable()?, folder.path())?;
     let port = forward(proxy.socket.clone())?;
     let config = folder.path().join("schemathesis.toml");
     fs::write(&config, configuration())?;
@@ -74,6 +74,16 @@ pub(crate) fn run_check(options: &Options) -> Result<()> {
         bail!("workers died {restarts} times:\n{}", proxy.log());
     }
     Ok(())
+}
+
+/// What `UNDERPASS_BIN` names, else one that is built now, as for the end-to-end tests.
+fn executable() -> Result<PathBuf> {
+    match std::env::var_os("UNDERPASS_BIN") {
+        Some(path) => {
+            Ok(fs::canonicalize(&path).with_context(|| format!("UNDERPASS_BIN={}", path.display()))?)
+        }
+        None => build_proxy(),
+    }
 }
 
 /// What schemathesis may take for right beside what is always right: values that fit a schema and not what is

@@ -8,7 +8,7 @@
 //! | `GET /v1/listeners`, `/v1/clusters`, `/v1/backends`, `/v1/routes`, `/v1/answers` | | [`Page`], selected by [`Select`] |
 //! | `GET /v1/clusters/NAME` | | [`Cluster`](crate::state::Cluster) |
 //! | `GET /v1/workers` | | list of [`WorkerStatus`] |
-//! | `POST /v1/workers/N/drain`, `POST /v1/drain` | | [`Draining`] |
+//! | `POST /v1/drain` | | [`Draining`] |
 //! | `POST /v1/save` | | [`Saved`] |
 //! | `POST /v1/reload` | | [`Changed`] |
 //! | `GET /v1/events` | | stream of [`Event`] (`text/event-stream`) |
@@ -376,13 +376,11 @@ pub struct Saved {
     pub revision: u64,
 }
 
-/// Something that has begun to drain.
+/// A proxy that has begun to drain.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(default)]
 pub struct Draining {
-    /// The worker; none for the whole proxy.
-    pub worker: Option<u16>,
     /// After so many milliseconds what is left is cut.
     pub deadline_ms: u64,
 }

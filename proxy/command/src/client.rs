@@ -250,11 +250,6 @@ impl Client {
         self.post("/v1/drain")
     }
 
-    /// Lets a worker finish what is under way, and a new one take its place. Returns at once.
-    pub fn drain_worker(&self, worker: u16) -> Result<Draining, ClientError> {
-        self.post(&format!("/v1/workers/{worker}/drain"))
-    }
-
     /// What happens from now on; with `after` also what has happened after the event of this number, as far as the proxy
     /// still knows. Waits for the next event as long as it takes.
     pub fn events(&self, after: Option<u64>) -> Result<Events, ClientError> {

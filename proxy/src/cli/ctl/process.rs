@@ -10,11 +10,6 @@ use super::{Context, tables};
 pub(super) enum WorkerAction {
     /// Show the workers
     List,
-    /// Let a worker finish what is under way; another process takes its place
-    Drain {
-        /// Its number
-        worker: u16,
-    },
 }
 
 pub(super) fn worker(context: &Context, action: WorkerAction) -> Result<(), Failure> {
@@ -22,9 +17,6 @@ pub(super) fn worker(context: &Context, action: WorkerAction) -> Result<(), Fail
         WorkerAction::List => {
             let workers = context.client.workers().map_err(Failure::runtime)?;
             context.show(&workers, |workers| tables::workers(workers))
-        }
-        WorkerAction::Drain { worker } => {
-            context.show(&context.client.drain_worker(worker).map_err(Failure::runtime)?, text)
         }
     }
 }
@@ -34,6 +26,5 @@ pub(super) fn drain(context: &Context) -> Result<(), Failure> {
 }
 
 fn text(draining: &Draining) -> String {
-    let what = draining.worker.map_or_else(|| "the proxy".to_owned(), |worker| format!("worker {worker}"));
-    format!("{what} drains; what is left after {} ms is cut\n", draining.deadline_ms)
+    format!("the proxy drains; what is left after {} ms is cut\n", draining.deadline_ms)
 }

@@ -118,8 +118,11 @@ fn condition(headers: &HeaderMap, name: &HeaderName) -> Result<Option<Condition>
     if values.next().is_some() {
         return Err(wrong());
     }
-    if text == "*" {
-        return Ok(Some(Condition::Any));
+    match text {
+        "*" => return Ok(Some(Condition::Any)),
+        // RFC 9110 section 5.6.1.2: a list may be empty, and then has no tag that matches. Revisions count from 1.
+        "" => return Ok(Some(Condition::Revision(0))),
+        _ => {}
     }
     let number = text.strip_prefix('"').and_then(|rest| rest.strip_suffix('"'));
     // A sign would make another text of the same number.
@@ -167,6 +170,7 @@ mod tests {
         assert_eq!(parsed(&[]), Ok(None));
         assert_eq!(parsed(&["\"7\""]), Ok(Some(Condition::Revision(7))));
         assert_eq!(parsed(&["*"]), Ok(Some(Condition::Any)));
+        assert_eq!(parsed(&[""]), Ok(Some(Condition::Revision(0))), "no revision is meant");
         for wrong in ["7", "\"\"", "\"x\"", "\"+7\"", "W/\"7\"", "\"7\", \"8\"", "\"99999999999999999999\""] {
             assert_eq!(parsed(&[wrong]), Err(400), "{wrong}");
         }

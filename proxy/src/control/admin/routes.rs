@@ -152,7 +152,7 @@ pub(super) async fn drain(
     let deadline_ms = context.handle.read(deadline).await?;
     context.handle.drain().await;
     context.audit.note(caller, "drain", Ok(None));
-    Ok(Json(Draining { worker: None, deadline_ms }))
+    Ok(Json(Draining { deadline_ms }))
 }
 
 pub(super) async fn metrics(State(context): State<Context>, headers: HeaderMap) -> Result<Response, Failure> {
