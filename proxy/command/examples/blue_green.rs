@@ -23,7 +23,12 @@ fn main() -> Result<(), Box<dyn Error>> {
     replace(&Client::new(socket), cluster, blue.parse()?, green.parse()?)
 }
 
-fn replace(client: &Client, cluster: &str, blue: SocketAddr, green: SocketAddr) -> Result<(), Box<dyn Error>> {
+fn replace(
+    client: &Client,
+    cluster: &str,
+    blue: SocketAddr,
+    green: SocketAddr,
+) -> Result<(), Box<dyn Error>> {
     // Listening begins before the change, so that its event cannot be missed.
     let events = client.events(None)?;
     let backends = client.cluster(cluster)?.backends;

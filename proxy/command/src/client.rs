@@ -97,9 +97,13 @@ fn refusal(body: &ErrorBody) -> String {
         text.push_str("; ");
         text.push_str(remedy);
     }
-    for error in &body.operations {
-        text.push_str("\n  ");
-        text.push_str(&error.to_string());
+    // Of a single one, the text says already what is wrong.
+    let told: Vec<String> = body.operations.iter().map(ToString::to_string).collect();
+    if told.len() > 1 || told.iter().any(|operation| !text.contains(operation.as_str())) {
+        told.iter().for_each(|operation| {
+            text.push_str("\n  ");
+            text.push_str(operation);
+        });
     }
     text
 }

@@ -115,9 +115,9 @@ fn what_is_no_request_is_refused_with_a_remedy() {
     let proxy = Setup::to(&[backend.address()]).expect_log("nothing to inherit").start();
     expect_refusal(&raw(&proxy, "GET /v2/status HTTP/1.1\r\nHost: x\r\n\r\n"), 404, "/v1/status");
     expect_refusal(&raw(&proxy, "DELETE /v1/status HTTP/1.1\r\nHost: x\r\n\r\n"), 405, "use GET");
-    expect_refusal(&raw(&proxy, put("/v1/redirect", r#"{"mode":"fast"}"#)), 400, "fast");
+    expect_refusal(&raw(&proxy, put("/v1/redirect", r#"{"mode":"fast"}"#)), 422, "fast");
     expect_refusal(&raw(&proxy, put("/v1/redirect", r#"{"mode":null}"#)), 422, "inherit");
-    expect_refusal(&raw(&proxy, put("/v1/redirect", r#"{"mode":"copy","scope":"all"}"#)), 400, "all");
+    expect_refusal(&raw(&proxy, put("/v1/redirect", r#"{"mode":"copy","scope":"all"}"#)), 422, "all");
     expect_refusal(&raw(&proxy, put("/v1/steering", "")), 400, "not understood");
     let large = "PUT /v1/redirect HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\n";
     expect_refusal(&raw(&proxy, large), 413, "65536");

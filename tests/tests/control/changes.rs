@@ -1,6 +1,8 @@
 //! The configuration through the admin API: read, changed, raced for, refused.
 
+use std::io::{Read, Write};
 use std::net::SocketAddr;
+use std::os::unix::net::UnixStream;
 use std::thread;
 
 use underpass_command::api::{ChangeRequest, ErrorBody, EventKind, Select};
@@ -8,7 +10,7 @@ use underpass_command::live::Operation;
 use underpass_command::state::{Cluster, PathMatch, Route};
 use underpass_command::{Client, ClientError, state};
 use underpass_tests::proxy::Setup;
-use underpass_tests::{Backend, Peer, Proxy};
+use underpass_tests::{Backend, PATIENCE, Peer, Proxy};
 
 use crate::{GET, HELLO};
 
@@ -106,6 +108,42 @@ fn what_cannot_be_names_each_operation() {
     assert!(body.operations.iter().all(|error| !error.remedy.is_empty()), "{body:?}");
     assert!(text.contains("operation 2: ") && text.contains("operation 4: "), "{text}");
     assert_eq!(proxy.client().state().expect("answers"), before, "all or nothing");
+    proxy.stop();
+}
+
+#[test]
+fn a_change_that_is_too_large_is_refused_unread() {
+    let backend = Backend::answering(HELLO);
+    let proxy = Proxy::to(&[backend.address()]);
+    let mut stream = UnixStream::connect(proxy.client().socket()).expect("the admin socket listens");
+    stream.set_read_timeout(Some(PATIENCE)).expect("a read timeout");
+    let head =
+        "POST /v1/changes HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 33554433\r\n\r\n";
+    stream.write_all(head.as_bytes()).expect("room");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).expect("answered before the body has come");
+    assert!(answer.starts_with("HTTP/1.1 413 ") && answer.contains("33554432"), "{answer}");
+    // What is long and not too long is taken as a whole.
+    let operations: Vec<Operation> = (0..5_000).map(|number| add(&format!("cluster-{number}"))).collect();
+    let changed = proxy.client().change(&request(operations)).expect("taken");
+    assert_eq!(changed.effects.len(), 5_000);
+    proxy.stop();
+}
+
+#[test]
+fn the_document_of_the_api_is_served_and_counters_too() {
+    let backend = Backend::answering(HELLO);
+    let proxy = Proxy::to(&[backend.address()]);
+    assert!(proxy.client().metrics().expect("answers").contains("# TYPE "));
+    let mut stream = UnixStream::connect(proxy.client().socket()).expect("the admin socket listens");
+    stream.set_read_timeout(Some(PATIENCE)).expect("a read timeout");
+    stream.write_all(b"GET /v1/openapi.json HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").expect("room");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).expect("answered");
+    let (_, body) = answer.split_once("\r\n\r\n").expect("a body");
+    let document: serde_json::Value = serde_json::from_str(body).expect("JSON");
+    assert_eq!(document["openapi"], "3.1.0");
+    assert!(document["paths"]["/v1/changes"]["post"]["requestBody"].is_object());
     proxy.stop();
 }
 

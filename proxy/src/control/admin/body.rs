@@ -116,6 +116,8 @@ fn check_type(request: &Request<Body>) -> Result<(), Failure> {
 fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Failure> {
     serde_json::from_slice(bytes).map_err(|error| {
         let remedy = "send JSON as GET /v1/openapi.json describes it";
-        Failure::new(400, format!("the body is not understood: {error}"), remedy)
+        // RFC 9110 section 15.5.21: the syntax is right, what it says cannot be.
+        let status = if error.is_data() { 422 } else { 400 };
+        Failure::new(status, format!("the body is not understood: {error}"), remedy)
     })
 }

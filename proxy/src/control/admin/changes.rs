@@ -28,7 +28,7 @@ pub(super) struct Trial {
 }
 
 pub(super) async fn state(State(context): State<Context>, headers: HeaderMap) -> Result<Response, Failure> {
-    let known = condition(&headers, &IF_NONE_MATCH)?;
+    let known = condition(&headers, &IF_NONE_MATCH);
     let revision = context.handle.read(Configuration::revision).await?;
     if known.is_some_and(|known| known.meets(revision)) {
         return Ok((StatusCode::NOT_MODIFIED, [(ETAG, tag(revision))]).into_response());
@@ -51,10 +51,11 @@ pub(super) async fn change(
     headers: HeaderMap,
     Large(body): Large<ChangeRequest>,
 ) -> Result<Response, Failure> {
-    let if_revision = match condition(&headers, &IF_MATCH)? {
+    let if_revision = match condition(&headers, &IF_MATCH) {
         Some(Condition::Revision(revision)) => Some(revision),
         // There always is a configuration.
         Some(Condition::Any) | None => None,
+        Some(Condition::Never) => return Err(never(&context).await?),
     };
     let request = ChangeRequest { if_revision, dry_run: trial.dry_run, ..body };
     let action = describe(&request);
@@ -92,6 +93,8 @@ pub(super) async fn save(
 enum Condition {
     Any,
     Revision(u64),
+    /// A tag that no configuration ever has.
+    Never,
 }
 
 impl Condition {
@@ -99,36 +102,37 @@ impl Condition {
         match self {
             Self::Any => true,
             Self::Revision(wanted) => wanted == revision,
+            Self::Never => false,
         }
     }
 }
 
-/// RFC 9110 sections 13.1.1 and 13.1.2, for one entity tag: a list of revisions would have no use.
-fn condition(headers: &HeaderMap, name: &HeaderName) -> Result<Option<Condition>, Failure> {
+/// RFC 9110 sections 13.1.1 and 13.1.2, for one entity tag: a list of revisions would have no use. Tags are opaque, so one
+/// that is no revision is no error, it just never matches. The quotes may be left out.
+fn condition(headers: &HeaderMap, name: &HeaderName) -> Option<Condition> {
     let mut values = headers.get_all(name).iter();
-    let Some(value) = values.next() else { return Ok(None) };
+    let value = values.next()?;
     let text = value.to_str().unwrap_or_default().trim();
-    let wrong = || {
-        Failure::new(
-            400,
-            format!("{name}: {text}: not a revision"),
-            "write a revision in quotes, as \"7\", or *",
-        )
-    };
-    if values.next().is_some() {
-        return Err(wrong());
+    if text == "*" {
+        return Some(Condition::Any);
     }
-    match text {
-        "*" => return Ok(Some(Condition::Any)),
-        // RFC 9110 section 5.6.1.2: a list may be empty, and then has no tag that matches. Revisions count from 1.
-        "" => return Ok(Some(Condition::Revision(0))),
-        _ => {}
-    }
-    let number = text.strip_prefix('"').and_then(|rest| rest.strip_suffix('"'));
+    let quoted = text.strip_prefix('"').and_then(|rest| rest.strip_suffix('"')).unwrap_or(text);
     // A sign would make another text of the same number.
-    let digits = number.filter(|text| text.bytes().all(|byte| byte.is_ascii_digit()));
-    let revision = digits.and_then(|digits| digits.parse().ok()).ok_or_else(wrong)?;
-    Ok(Some(Condition::Revision(revision)))
+    let digits = Some(quoted).filter(|text| text.bytes().all(|byte| byte.is_ascii_digit()));
+    let revision = digits.and_then(|digits| digits.parse().ok()).filter(|_| values.next().is_none());
+    Some(revision.map_or(Condition::Never, Condition::Revision))
+}
+
+/// The answer to a change for something that is no revision.
+async fn never(context: &Context) -> Result<Failure, Failure> {
+    let revision = context.handle.read(Configuration::revision).await?;
+    let mut failure = Failure::new(
+        412,
+        format!("If-Match: this is no revision; the configuration has revision {revision}"),
+        "write the revision that is meant in quotes",
+    );
+    failure.body.revision = Some(revision);
+    Ok(failure)
 }
 
 fn tag(revision: u64) -> String {
@@ -157,24 +161,24 @@ mod tests {
 
     use super::*;
 
-    fn parsed(values: &[&str]) -> Result<Option<Condition>, u16> {
+    fn parsed(values: &[&str]) -> Option<Condition> {
         let mut headers = HeaderMap::new();
         for value in values {
             headers.append(IF_MATCH, HeaderValue::from_str(value).expect("a value"));
         }
-        condition(&headers, &IF_MATCH).map_err(|failure| failure.status)
+        condition(&headers, &IF_MATCH)
     }
 
     #[test]
-    fn a_condition_is_a_revision_in_quotes() {
-        assert_eq!(parsed(&[]), Ok(None));
-        assert_eq!(parsed(&["\"7\""]), Ok(Some(Condition::Revision(7))));
-        assert_eq!(parsed(&["*"]), Ok(Some(Condition::Any)));
-        assert_eq!(parsed(&[""]), Ok(Some(Condition::Revision(0))), "no revision is meant");
-        for wrong in ["7", "\"\"", "\"x\"", "\"+7\"", "W/\"7\"", "\"7\", \"8\"", "\"99999999999999999999\""] {
-            assert_eq!(parsed(&[wrong]), Err(400), "{wrong}");
+    fn a_condition_is_a_revision() {
+        assert_eq!(parsed(&[]), None);
+        assert_eq!(parsed(&["\"7\""]), Some(Condition::Revision(7)));
+        assert_eq!(parsed(&["7"]), Some(Condition::Revision(7)));
+        assert_eq!(parsed(&["*"]), Some(Condition::Any));
+        for other in ["", "\"\"", "\"x\"", "\"+7\"", "W/\"7\"", "\"7\", \"8\"", "\"99999999999999999999\""] {
+            assert_eq!(parsed(&[other]), Some(Condition::Never), "{other}");
         }
-        assert_eq!(parsed(&["\"7\"", "\"8\""]), Err(400));
+        assert_eq!(parsed(&["\"7\"", "\"8\""]), Some(Condition::Never));
     }
 
     #[test]
