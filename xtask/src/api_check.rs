@@ -54,7 +54,7 @@ pub(crate) fn run_check(options: &Options) -> Result<()> {
     let mut proxy = Proxy::start(&executable()?, folder.path())?;
     let port = forward(proxy.socket.clone())?;
     let config = folder.path().join("schemathesis.toml");
-    fs::write(&config, configuration())?;
+    fs::write(&config, CONFIGURATION)?;
     let mut command = Command::new(schemathesis);
     command
         .arg("--config-file")
@@ -88,10 +88,15 @@ fn executable() -> Result<PathBuf> {
 
 /// What schemathesis may take for right beside what is always right: values that fit a schema and not what is
 /// running, such as the name of a cluster that is not there (422), or a revision that has gone by (412). That nothing
-/// is answered 5xx is a check of its own; 503 and 409 are for what this machine does not have, such as BPF.
-fn configuration() -> &'static str {
-    "[checks.positive_data_acceptance]\nexpected-statuses = [\"2xx\", \"3xx\", \"404\", \"409\", \"412\", \"422\"]\n"
-}
+/// is answered 5xx is a check of its own; 409 is for what this machine does not have, such as BPF.
+const CONFIGURATION: &str = r#"
+[checks.positive_data_acceptance]
+expected-statuses = ["2xx", "3xx", "404", "409", "412", "422"]
+
+# Which of two faults of a request is told first is the proxy's choice.
+[checks.negative_data_rejection]
+expected-statuses = ["400", "404", "405", "409", "412", "415", "422"]
+"#;
 
 /// The program, installed on first use.
 fn schemathesis() -> Result<PathBuf> {

@@ -270,17 +270,10 @@ fn describe(parameter: Parameter) -> Value {
             ("dry_run", "query", json!({ "type": "boolean" }), "Only tell what it would come to")
         }
         Parameter::IfMatch => {
-            let schema = json!({ "type": "string", "pattern": "^\"[0-9]{1,18}\"$" });
-            ("If-Match", "header", schema, "Only if the configuration has this revision; otherwise 412")
+            ("If-Match", "header", text, "Only if the configuration has this revision; otherwise 412")
         }
         Parameter::IfNoneMatch => {
-            let schema = json!({ "type": "string", "pattern": "^\"[0-9]{1,18}\"$" });
-            (
-                "If-None-Match",
-                "header",
-                schema,
-                "Only if the configuration has another revision; otherwise 304",
-            )
+            ("If-None-Match", "header", text, "Only if the configuration has another revision; otherwise 304")
         }
         Parameter::LastEventId => {
             let schema = json!({ "type": "integer", "minimum": 0 });
