@@ -28,6 +28,7 @@ const TOOLS: &[Tool] = &[
     Tool::new("promtool", "prometheus"),
     Tool::new("strace", "strace"),
     Tool::new("varnishtest", "varnish"),
+    Tool::new("wrk", "wrk"),
 ];
 
 /// Tests that root may skip, by the end of their name, each with its reason. Any other skip as root is a failure:

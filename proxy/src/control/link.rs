@@ -164,6 +164,11 @@ impl Task {
                         open = false;
                         self.lost_channel();
                     }
+                    // It has died with messages unread; how, its status tells.
+                    Err(error) if error.kind() == io::ErrorKind::ConnectionReset => {
+                        open = false;
+                        self.lost_channel();
+                    }
                     Err(error) => {
                         tracing::error!(worker = self.source.worker, "control channel: {error}; worker is killed");
                         open = false;

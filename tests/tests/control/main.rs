@@ -4,6 +4,7 @@
 
 mod admin;
 mod admin_callers;
+mod blue_green;
 mod changes;
 mod command_line;
 mod ctl;
@@ -11,6 +12,7 @@ mod lab;
 mod lifecycle;
 mod metrics;
 mod ordinary_user;
+mod survival;
 
 use std::process::{Command, Output};
 
