@@ -21,7 +21,9 @@ fn sources(folder: &Path, text: &mut String) {
 fn every_promise_has_its_test() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut tests = String::new();
-    sources(&root.join("tests"), &mut tests);
+    for folder in ["tests", "../proxy/src", "../proxy/command/src"] {
+        sources(&root.join(folder), &mut tests);
+    }
     let specification = fs::read_to_string(root.join("../SPECIFICATION.md")).unwrap();
     let mut in_table = false;
     let mut promises = 0;

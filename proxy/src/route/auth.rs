@@ -177,7 +177,7 @@ mod tests {
     use super::*;
 
     /// `printf 'saltsaltsecret' | sha256sum`
-    const PASSWORD: &str = "saltsalt$31a45df6c8d2e3a0f0b3b4d9f2c0e9b1b3a3e6a3a0a2c1d2e3f4a5b6c7d8e9f0";
+    const PASSWORD: &str = "saltsalt$27b0d9f5088892201b4d5341d34eeca7dfd3b19a6a4f35c536dda0cbed45e701";
 
     fn password(salt: &str, password: &str) -> Secret {
         let hash = Sha256::new().chain_update(salt).chain_update(password).finalize();
@@ -203,6 +203,14 @@ mod tests {
         assert!(admits("Basic YW5uOmE6Yg=="), "a password with a colon");
         assert!(admits("Basic ZW1wdHk6"), "an empty password that is configured");
         assert_eq!(auth().challenge(), b"Basic realm=\"in here\", charset=\"UTF-8\"");
+    }
+
+    #[test]
+    fn a_password_as_the_shell_makes_it() {
+        let users = vec![User { name: "ann".into(), password: Secret(PASSWORD.into()) }];
+        let auth = Auth::new(&BasicAuth { realm: String::new(), users }).expect("valid");
+        assert!(auth.admits([&b"Basic YW5uOnNlY3JldA=="[..]].into_iter()));
+        assert!(!auth.admits([&b"Basic YW5uOnNlY3JldHM="[..]].into_iter()));
     }
 
     #[test]

@@ -282,7 +282,7 @@ pub(in crate::config) static USER: &[Key<User>] = &[
               salt=$(openssl rand -hex 16); printf %s \"$salt$password\" | sha256sum gives it. Verifying is quick, so that it \
               does not hold up other requests; use long random passwords.",
         need: Need::Required(
-            "0123456789abcdef$31f014b53e5861c8db5e2ff25fa6e4a2e0fa5f8d3a4f5d1cc7d9ef3a5e7f3d0b",
+            "0123456789abcdef$a82a3210f69c0ac67e8a254d6e6c7d27c042352a0b14534d400553d9bfe0bcb3",
         ),
         access: Access::Text {
             syntax: Syntax::Secret,

@@ -12,7 +12,7 @@ use underpass_command::state::{
 
 use crate::config::{Severity, parse, parse_with_warnings, to_toml, validate};
 
-const HASH: &str = "0123456789abcdef$31f014b53e5861c8db5e2ff25fa6e4a2e0fa5f8d3a4f5d1cc7d9ef3a5e7f3d0b";
+const HASH: &str = "0123456789abcdef$a82a3210f69c0ac67e8a254d6e6c7d27c042352a0b14534d400553d9bfe0bcb3";
 
 /// A valid file up to its routes.
 const START: &str = "[[listener]]\nname = \"web\"\naddress = \"0.0.0.0:8080\"\n[[cluster]]\nname = \"app\"\n\

@@ -1,6 +1,7 @@
 //! Tests of heads, by concern.
 
 mod capacity;
+mod changes;
 mod edit_request;
 mod edit_response;
 mod hop_by_hop;
