@@ -343,7 +343,8 @@ fn what_workers_try_one_after_the_other_is_bounded() {
         value: crate::state::ValueMatch::Exact(n.to_string()),
         not: false,
     };
-    let makes: [(fn(usize) -> Route, usize, &str); 3] = [
+    type Make = fn(usize) -> Route;
+    let makes: [(Make, usize, &str); 3] = [
         (
             |n| Route { path: PathMatch::Regex(format!("/{n}")), ..route("a.example", "app") },
             PATTERNS_PER_HOST_MAX,

@@ -95,7 +95,7 @@ fn the_examples_of_the_readme_are_valid() {
         .expect("the file");
     let examples: Vec<&str> =
         readme.split("```toml\n").skip(1).filter_map(|rest| rest.split("```").next()).collect();
-    assert_eq!(examples.len(), 3);
+    assert_eq!(examples.len(), 4);
     for example in examples {
         let (_, warnings) = parse_with_warnings(example, "README.md").expect("valid");
         assert_eq!(warnings, []);
