@@ -12,7 +12,6 @@ mod logs;
 mod proxy_protocol;
 mod refusals;
 mod responses;
-mod routes;
 mod scripts;
 mod semantics;
 mod sni;
