@@ -6,7 +6,7 @@ use std::thread;
 
 use nix::sys::signal::Signal;
 use underpass_command::api::EventKind;
-use underpass_command::state::{Check, Protocol, RetryOn, State};
+use underpass_command::state::{Check, Protocol, RedirectMode, RetryOn, State};
 use underpass_tests::ports::ReservedPort;
 use underpass_tests::proxy::{Proxy, Setup, send_signal};
 use underpass_tests::{Backend, GET, OK, PATIENCE, Peer, until};
@@ -38,6 +38,15 @@ fn down(proxy: &Proxy) -> Vec<SocketAddr> {
 
 fn until_down(proxy: &Proxy, expected: &[SocketAddr]) {
     until("the checks find it", || (down(proxy) == expected).then_some(()));
+}
+
+/// Waits until every worker knows that a backend is down: what the log tells was sent to them before, and a change is
+/// answered when they have taken it and all that was sent before.
+fn until_known(proxy: &Proxy, backend: SocketAddr) {
+    let said = format!("backend {backend} is down");
+    until(&said, || proxy.log().contains(&said).then_some(()));
+    assert_eq!(down(proxy), [backend]);
+    proxy.set_redirect(RedirectMode::Copy);
 }
 
 /// Requests from several clients at once, until they are told to stop; counts those that failed.
@@ -91,9 +100,8 @@ fn a_backend_dies_under_load_and_comes_back_and_no_request_fails() {
         }
         load.until_more(200);
         drop(mortal);
-        until_down(&proxy, &[port.address()]);
-        // A worker may have been told a moment later than the status.
-        load.until_more(100);
+        until_known(&proxy, port.address());
+        load.until_more(100); // those that were on their way
         let tried = proxy.counter("backend_connects_failed");
         load.until_more(400);
         assert_eq!(proxy.counter("backend_connects_failed"), tried, "requests still go to what is down");
@@ -128,7 +136,7 @@ fn the_successor_of_a_worker_knows_what_is_down() {
         .expect_log("is down")
         .expect_log("worker died")
         .start();
-    until_down(&proxy, &[port.address()]);
+    until_known(&proxy, port.address());
     let status = proxy.client().status().expect("a status");
     let reason = &status.clusters[0].down[0].reason;
     assert!(reason.starts_with("cannot be connected to: "), "{reason}");
@@ -156,7 +164,7 @@ fn a_backend_that_does_not_answer_its_checks_is_down() {
         })
         .expect_log("is down")
         .start();
-    until_down(&proxy, &[silent.address()]);
+    until_known(&proxy, silent.address());
     assert_eq!(proxy.status().clusters[0].down[0].reason, "no answer within 50 ms");
     let mut client = Peer::connect(proxy.address());
     client.send(GET);
@@ -177,7 +185,7 @@ fn connections_of_a_tcp_listener_go_to_what_is_up() {
         })
         .expect_log("is down")
         .start();
-    until_down(&proxy, &[port.address()]);
+    until_known(&proxy, port.address());
     for _ in 0..6 {
         let mut client = Peer::connect(proxy.address());
         client.set_patience(PATIENCE);
@@ -216,7 +224,7 @@ fn sticky_clients_move_when_their_backend_dies_and_all_workers_agree() {
     });
     assert!((0..20).all(|_| ask(&own).is_none()), "the cookie is known to all workers");
     drop(mortal);
-    until_down(&proxy, &[port.address()]);
+    until_known(&proxy, port.address());
     let moved = ask(&own).expect("another backend, another cookie");
     assert_ne!(moved, own);
     assert!((0..20).all(|_| ask(&moved).is_none()));

@@ -64,6 +64,8 @@ pub(super) struct Health {
     registrations: u64,
     lot: SplitMix64,
     news: Vec<Verdict>,
+    /// When the news are told; none while there are none.
+    tell_at: Option<Instant>,
 }
 
 /// A cluster.
@@ -113,6 +115,7 @@ impl Health {
             registrations: 0,
             lot: SplitMix64::new(seed),
             news: Vec::new(),
+            tell_at: None,
         }
     }
 
@@ -224,7 +227,10 @@ impl Health {
         loop {
             self.start_due(Instant::now());
             if !self.news.is_empty() {
-                self.gather().await;
+                // Kept beyond this future: one that is dropped and made again all the time must come to its end too.
+                let tell_at = *self.tell_at.get_or_insert_with(|| Instant::now() + GATHER);
+                self.gather(tell_at).await;
+                self.tell_at = None;
                 return std::mem::take(&mut self.news);
             }
             let next = self.due.peek().map(|Reverse((at, ..))| *at);
@@ -238,8 +244,7 @@ impl Health {
     }
 
     /// Takes what else ends about now.
-    async fn gather(&mut self) {
-        let until = Instant::now() + GATHER;
+    async fn gather(&mut self, until: Instant) {
         loop {
             tokio::select! {
                 Some(done) = self.running.join_next() => self.ended(done),
@@ -415,6 +420,22 @@ mod tests {
         let reason = "answers with 200".to_owned();
         assert_eq!(health.next().await, [verdict(true, reason)]);
         assert_eq!(server.asked.load(Ordering::Relaxed), 5);
+    }
+
+    #[tokio::test]
+    async fn news_are_told_although_something_else_happens_all_the_time() {
+        let server = server().await;
+        server.healthy.store(false, Ordering::Relaxed);
+        let mut health = health(&checked(1, 1), &[(1, server.address)]);
+        let interrupted = async {
+            loop {
+                if let Ok(news) = tokio::time::timeout(Duration::from_millis(2), health.next()).await {
+                    return news;
+                }
+            }
+        };
+        let news = tokio::time::timeout(Duration::from_secs(20), interrupted).await;
+        assert!(!news.expect("the news are told")[0].up);
     }
 
     #[tokio::test]
