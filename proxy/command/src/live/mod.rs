@@ -1,7 +1,7 @@
 //! The configuration of a running proxy: a state with an index, changed by lists of operations.
 //!
 //! A change is all or nothing, and what it costs depends on its own size, never on that of the configuration.
-//! [`diff`] tells which operations lead from one configuration to another.
+//! [`diff()`] tells which operations lead from one configuration to another.
 //!
 //! What is checked here is what the parts have to do with each other: names are unique, what is named exists, lists keep
 //! their bounds. Whether values are sensible is for whoever runs the proxy to check, before [`Configuration::revert`]
