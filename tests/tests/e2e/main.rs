@@ -12,6 +12,7 @@ mod logs;
 mod proxy_protocol;
 mod refusals;
 mod responses;
+mod routes;
 mod scripts;
 mod semantics;
 mod sni;
