@@ -13,6 +13,7 @@ use nix::sys::socket::{
 };
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use underpass_command::api::SessionEntry;
 use underpass_command::state::{Answer, Backend, Cluster, Listener, Route, RouteKey, Settings};
 
 /// The longest message in bytes.
@@ -67,6 +68,15 @@ pub enum ToWorker {
     Health {
         /// Their numbers.
         backends: Vec<(u32, bool)>,
+    },
+    /// Tells some of its sessions. Answered with [`ToSupervisor::Sessions`].
+    Sessions {
+        /// Number of the question, for the answer.
+        id: u64,
+        /// At most so many; one message must hold them.
+        limit: u32,
+        /// Only those of the cluster of this number.
+        cluster: Option<u32>,
     },
     /// The state is complete: accept connections. Answered with [`ToSupervisor::Running`].
     Run,
@@ -225,6 +235,15 @@ pub enum ToSupervisor {
         /// Why it was not, if it was not.
         error: Option<String>,
     },
+    /// Sessions that it was asked for.
+    Sessions {
+        /// The question's number.
+        id: u64,
+        /// How many there are.
+        total: u64,
+        /// Some of them; the supervisor knows whose they are.
+        sessions: Vec<SessionEntry>,
+    },
     /// The last request, connection or user of something has gone.
     Finished(Finished),
     /// The state could not be taken; the worker exits.
@@ -342,5 +361,52 @@ impl AsFd for Channel {
 impl From<Channel> for OwnedFd {
     fn from(channel: Channel) -> Self {
         channel.fd
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::SocketAddr;
+
+    use underpass_command::api::SESSIONS_MAX;
+
+    use super::*;
+
+    #[test]
+    fn as_many_sessions_as_can_be_asked_for_fit_into_a_message() {
+        // The longest there are: names of 128 bytes, scoped IPv6 addresses.
+        let address: SocketAddr =
+            "[ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff%4294967295]:65535".parse().expect("one");
+        let session = SessionEntry {
+            worker: u16::MAX,
+            client: address,
+            listener: "l".repeat(128),
+            phase: "connecting".into(),
+            requests: u32::MAX,
+            active_ms: Some(u64::MAX),
+            cluster: Some("c".repeat(128)),
+            backend: Some(address),
+        };
+        let sessions = vec![session; SESSIONS_MAX as usize];
+        let message = ToSupervisor::Sessions { id: u64::MAX, total: u64::MAX, sessions };
+        assert!(serde_json::to_vec(&message).expect("JSON").len() <= MESSAGE_SIZE_MAX);
+    }
+
+    #[test]
+    fn a_change_is_cut_where_a_message_would_be_too_long() {
+        let step = |size: usize| Step::RemoveAnswer { name: "a".repeat(size) };
+        let steps: Vec<Step> = [10, 20_000, 7_000, 100, 60_000, 1].map(step).into();
+        let pieces = pieces(3, 9, &steps);
+        let ranges: Vec<_> = pieces.iter().map(|(_, range)| range.clone()).collect();
+        assert_eq!(ranges, [0..1, 1..2, 2..4, 4..5, 5..6]);
+        for (number, (message, range)) in pieces.iter().enumerate() {
+            assert!(serde_json::to_vec(message).expect("JSON").len() <= MESSAGE_SIZE_MAX);
+            let ToWorker::Change { id: 3, revision: 9, steps: piece, more } = message else {
+                panic!("{message:?}")
+            };
+            assert_eq!((piece.as_slice(), *more), (&steps[range.clone()], number + 1 < ranges.len()));
+        }
+        // An empty change is a message too: somebody waits for its answer.
+        assert_eq!(super::pieces(1, 1, &[]).len(), 1);
     }
 }

@@ -24,9 +24,11 @@
 //! not know.
 
 mod lists;
+mod sessions;
 mod top;
 
 pub use lists::*;
+pub use sessions::*;
 pub use top::*;
 
 use std::collections::BTreeMap;

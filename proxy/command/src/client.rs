@@ -12,7 +12,8 @@ use serde::de::DeserializeOwned;
 
 use crate::api::{
     BackendEntry, ChangeRequest, Changed, Draining, ErrorBody, Page, RedirectChange, RedirectStatus, Saved,
-    Select, StateDocument, Status, SteeringChange, SteeringStatus, Top, WorkerStatus,
+    Select, SessionSelect, Sessions, StateDocument, Status, SteeringChange, SteeringStatus, Top,
+    WorkerStatus,
 };
 use crate::events::Events;
 use crate::http::{Connection, Request, Response};
@@ -237,6 +238,13 @@ impl Client {
         }
         String::from_utf8(response.body)
             .map_err(|error| self.broken(io::Error::new(io::ErrorKind::InvalidData, error)))
+    }
+
+    /// Client connections that are open.
+    pub fn sessions(&self, select: &SessionSelect) -> Result<Sessions, ClientError> {
+        let cluster =
+            select.cluster.as_ref().map_or_else(String::new, |name| format!("&cluster={}", encode(name)));
+        self.get(&format!("/v1/sessions?limit={}{cluster}", select.limit))
     }
 
     /// Writes the configuration to where the next start finds it.

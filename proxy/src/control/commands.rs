@@ -4,8 +4,8 @@ use std::fmt;
 
 use tokio::sync::{mpsc, oneshot};
 use underpass_command::api::{
-    ChangeRequest, Changed, ErrorBody, RedirectChange, RedirectStatus, Saved, StateDocument, Status,
-    SteeringChange, SteeringStatus,
+    ChangeRequest, Changed, ErrorBody, RedirectChange, RedirectStatus, Saved, SessionSelect, Sessions,
+    StateDocument, Status, SteeringChange, SteeringStatus,
 };
 use underpass_command::live::{ClusterEntry, Configuration};
 
@@ -44,6 +44,7 @@ pub(super) enum Request {
     /// Whether only to tell what would change.
     Reload(bool, Reply<Changed>),
     Save(Reply<Saved>),
+    Sessions(SessionSelect, Reply<Sessions>),
     Read(Read),
     SetRedirect(RedirectChange, Reply<RedirectStatus>),
     SetSteering(SteeringChange, Reply<SteeringStatus>),
@@ -112,6 +113,11 @@ impl Handle {
     /// Makes the configuration what its file says.
     pub(super) async fn reload(&self, dry_run: bool) -> Result<Changed, Failure> {
         self.ask(|reply| Request::Reload(dry_run, reply)).await
+    }
+
+    /// Client connections that are open.
+    pub(super) async fn sessions(&self, select: SessionSelect) -> Result<Sessions, Failure> {
+        self.ask(|reply| Request::Sessions(select, reply)).await
     }
 
     /// Saves the configuration.

@@ -29,6 +29,7 @@ use super::machine::{
 use super::metrics;
 use super::numbers::Registry;
 use super::redirection::Redirection;
+use super::sessions::Question;
 use super::sockets::{self, ListenerSockets};
 use super::status::clear_gauges;
 use super::steering::Steering;
@@ -78,6 +79,7 @@ pub(super) struct Supervisor {
     pub(super) redirection: Redirection,
     pub(super) access_log: Option<AccessLog>,
     pub(super) pending: VecDeque<Pending>,
+    pub(super) questions: Vec<Question>,
     pub(super) next_command: u64,
     worker_sender: mpsc::Sender<(Source, Event)>,
     worker_events: mpsc::Receiver<(Source, Event)>,
@@ -149,6 +151,7 @@ impl Supervisor {
             redirection,
             access_log,
             pending: VecDeque::new(),
+            questions: Vec::new(),
             next_command: 0,
             worker_sender,
             worker_events,
@@ -272,6 +275,9 @@ impl Supervisor {
             }
             Event::Said(ToSupervisor::Done { id, error }) => self.change_done(index, id, error),
             Event::Said(ToSupervisor::Finished(finished)) => self.finished(index, &finished),
+            Event::Said(ToSupervisor::Sessions { id, total, sessions }) => {
+                self.sessions_told(index, id, total, sessions);
+            }
             Event::Said(ToSupervisor::Refused { reason }) => {
                 tracing::error!(worker = index, "worker refuses the configuration: {reason}");
                 if matches!(self.phase, Phase::Starting) {
@@ -296,6 +302,7 @@ impl Supervisor {
         self.steering.worker_down(index);
         clear_gauges(&self.blocks[index]);
         self.changes_void(index);
+        self.questions_void(index);
         let worker = &mut self.workers[index];
         if matches!(self.phase, Phase::Draining { .. }) {
             if !matches!(status, Ok(status) if status.success()) {
@@ -348,6 +355,7 @@ impl Supervisor {
             Request::State(reply) => drop(reply.send(Ok(self.state_document()))),
             Request::Change(change, reply) => self.change(&change, Answer::Changed(reply)),
             Request::Reload(dry_run, reply) => self.reload(dry_run, reply),
+            Request::Sessions(select, reply) => self.ask_for_sessions(&select, reply),
             Request::Save(reply) => drop(reply.send(self.save())),
             Request::SetRedirect(change, reply) => self.set_redirect(&change, reply),
             Request::SetSteering(change, reply) => self.set_steering(change, reply),
@@ -363,13 +371,15 @@ impl Supervisor {
             Phase::Starting | Phase::Serving => None,
         };
         let restarts = self.workers.iter().filter_map(|worker| worker.restart_at);
-        let commands = self.pending.iter().map(|pending| pending.deadline);
+        let questions = self.questions.iter().map(|question| question.deadline);
+        let commands = self.pending.iter().map(|pending| pending.deadline).chain(questions);
         restarts.chain(commands).chain(kill_at).min()
     }
 
     fn on_time(&mut self) {
         let now = Instant::now();
         self.answer_pending();
+        self.answer_questions();
         if let Phase::Draining { kill_at: Some(kill_at) } = self.phase
             && kill_at <= now
         {

@@ -102,6 +102,10 @@ impl Worker {
                 }
             }
             ToWorker::Health { backends } => self.core.set_health(&backends),
+            ToWorker::Sessions { id, limit, cluster } => {
+                let (total, sessions) = self.describe_sessions(limit as usize, cluster);
+                self.tell(ToSupervisor::Sessions { id, total, sessions });
+            }
             ToWorker::Drain { deadline_ms } => self.drain(deadline_ms),
             ToWorker::Hello { .. } | ToWorker::Run => {
                 self.tell(ToSupervisor::Refused { reason: "a message came out of its turn".to_owned() });

@@ -21,6 +21,7 @@ mod reply;
 mod request;
 mod response;
 mod session;
+mod sessions;
 mod start;
 mod tables;
 mod tcp;

@@ -217,3 +217,29 @@ fn limits_and_settings_are_shown_and_set() {
     assert!(done(&proxy, &["worker", "list"]).contains("running"));
     proxy.stop();
 }
+
+#[test]
+fn sessions_are_shown_with_what_they_wait_for() {
+    let held = Held::start();
+    let proxy = Setup::to(&[held.backend.address()]).start();
+    let mut waiting = Peer::connect(proxy.address());
+    waiting.send(GET);
+    proxy.until_counter("requests_active", 1);
+    let idle = Peer::connect(proxy.address());
+    proxy.until_counter("connections_active", 2);
+    let shown = done(&proxy, &["sessions"]);
+    let lines: Vec<&str> = shown.lines().collect();
+    // The one with a request stands first.
+    assert!(lines[1].contains(" exchange ") && lines[1].contains(" app "), "{shown}");
+    assert!(lines[1].contains(&held.backend.address().to_string()), "{shown}");
+    assert!(lines[2].contains(" head "), "{shown}");
+    assert_eq!(lines[3], "2 of 2 connections");
+    let of_cluster = done(&proxy, &["sessions", "--cluster", "app", "--limit", "1"]);
+    assert!(of_cluster.ends_with("1 of 1 connections\n"), "{of_cluster}");
+    assert!(fails(&proxy, 1, &["sessions", "--cluster", "shop"]).contains("there is no cluster \"shop\""));
+    assert!(fails(&proxy, 1, &["sessions", "--limit", "0"]).contains("not from 1 to 100"));
+    held.release();
+    assert_eq!(waiting.response().text(), "hello");
+    drop((waiting, idle));
+    proxy.stop();
+}

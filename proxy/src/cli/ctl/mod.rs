@@ -95,6 +95,8 @@ enum Action {
     /// Worker processes
     #[command(subcommand)]
     Worker(process::WorkerAction),
+    /// Show client connections that are open, those first whose request has been under way for longest
+    Sessions(process::SessionOptions),
     /// The whole configuration
     #[command(subcommand)]
     State(state::Action),
@@ -127,6 +129,7 @@ pub(super) fn ctl(arguments: Ctl) -> Result<(), Failure> {
         Action::Limit(action) => settings::limit(&context, action),
         Action::Settings(action) => settings::run(&context, action),
         Action::Worker(action) => process::worker(&context, action),
+        Action::Sessions(options) => process::sessions(&context, options),
         Action::State(action) => state::run(&context, action),
         Action::Reload(action) => state::reload(&context, &action),
         Action::Events(follow) => events::follow(&context, &follow),

@@ -1,6 +1,8 @@
 //! Lists as tables for people.
 
-use underpass_command::api::{BackendEntry, Page, WorkerStatus};
+use std::fmt::Write as _;
+
+use underpass_command::api::{BackendEntry, Page, Sessions, WorkerStatus};
 use underpass_command::state::{Action, Answer, Backend, Cluster, Listener, RedirectMode, Route};
 
 use super::super::text::table;
@@ -112,6 +114,30 @@ pub(super) fn workers(workers: &[WorkerStatus]) -> String {
         ]
     }));
     table(&rows)
+}
+
+pub(super) fn sessions(found: &Sessions) -> String {
+    let mut rows =
+        vec![row(["worker", "client", "listener", "waits for", "for ms", "requests", "cluster", "backend"])];
+    rows.extend(found.sessions.iter().map(|session| {
+        let or_none = |text: Option<String>| text.unwrap_or_else(|| "-".into());
+        vec![
+            session.worker.to_string(),
+            session.client.to_string(),
+            session.listener.clone(),
+            session.phase.clone(),
+            or_none(session.active_ms.map(|ms| ms.to_string())),
+            session.requests.to_string(),
+            or_none(session.cluster.clone()),
+            or_none(session.backend.map(|backend| backend.to_string())),
+        ]
+    }));
+    let mut out = table(&rows);
+    let _ = writeln!(out, "{} of {} connections", found.sessions.len(), found.total);
+    for worker in &found.missing {
+        let _ = writeln!(out, "worker {worker} did not answer in time");
+    }
+    out
 }
 
 fn inherited(mode: Option<RedirectMode>) -> String {

@@ -8,7 +8,8 @@ use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde_json::{Map, Value, json};
 use underpass_command::api::{
     BackendEntry, ChangeRequest, Changed, Draining, ErrorBody, Event, PAGE_SIZE_MAX, Page, RedirectChange,
-    RedirectStatus, Saved, StateDocument, Status, SteeringChange, SteeringStatus, Top, WorkerStatus,
+    RedirectStatus, Saved, Sessions, StateDocument, Status, SteeringChange, SteeringStatus, Top,
+    WorkerStatus,
 };
 use underpass_command::state::{self, Cluster, Listener, Route};
 
@@ -186,6 +187,15 @@ pub(super) static ENDPOINTS: &[Endpoint] = &[
             "Counts of every worker and of the busiest clusters and backends",
             Answer::Json(schema::<Top>),
             || get(routes::top),
+        )
+    },
+    Endpoint {
+        parameters: &[Parameter::Cluster, Parameter::Limit],
+        ..read(
+            "/v1/sessions",
+            "Client connections that are open, those first whose request has been under way for longest",
+            Answer::Json(schema::<Sessions>),
+            || get(routes::sessions),
         )
     },
     read("/v1/openapi.json", "This document", Answer::Other("application/json"), || get(routes::openapi)),

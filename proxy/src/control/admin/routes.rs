@@ -9,8 +9,8 @@ use axum::response::{IntoResponse, Response};
 use axum::{Json, Router};
 use serde::de::DeserializeOwned;
 use underpass_command::api::{
-    BackendEntry, Draining, ErrorBody, Page, RedirectChange, RedirectStatus, Select, Status, SteeringChange,
-    SteeringStatus, TOP_SIZE_MAX, Top, TopSelect, WorkerStatus,
+    BackendEntry, Draining, ErrorBody, Page, RedirectChange, RedirectStatus, Select, SessionSelect, Sessions,
+    Status, SteeringChange, SteeringStatus, TOP_SIZE_MAX, Top, TopSelect, WorkerStatus,
 };
 use underpass_command::live::{ClusterEntry, Configuration};
 use underpass_command::state::{self, Cluster, Listener, Route};
@@ -172,6 +172,13 @@ pub(super) async fn top(
         return Err(Failure::new(400, text, "ask for the busiest; /v1/metrics has all"));
     }
     Ok(Json(context.handle.top(limit as usize).await?))
+}
+
+pub(super) async fn sessions(
+    State(context): State<Context>,
+    Parameters(select): Parameters<SessionSelect>,
+) -> Answer<Sessions> {
+    Ok(Json(context.handle.sessions(select).await?))
 }
 
 pub(super) async fn openapi() -> Response {
