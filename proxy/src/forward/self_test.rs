@@ -24,7 +24,7 @@ use crate::metrics::Block;
 /// How long each part may take; a kernel that has lost something stands still until then. The start waits for the test, so
 /// this bounds it: to one time this where something is wrong, for the first part that fails ends the test. A part takes 40 ms
 /// on an idle machine, which leaves a busy one enough.
-const PATIENCE: Duration = Duration::from_secs(3);
+const PATIENCE: Duration = Duration::from_secs(10);
 const CREDIT: usize = 256 * 1024;
 const SOCKET_BUFFER: usize = 64 * 1024;
 /// What a flow may be ahead of a reader that stands still: its credit, and what the target's two ends can hold, which

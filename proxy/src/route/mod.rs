@@ -4,7 +4,7 @@
 //! |---|---|
 //! | host | exact, longest wildcard, regular expressions, any host |
 //! | listener | its own routes, everybody's |
-//! | path | exact, longest prefix, regular expressions |
+//! | path | exact, regular expressions, longest prefix |
 //! | conditions | more header conditions; a list of methods before none, a shorter before a longer; the smaller text |
 //!
 //! Among regular expressions: the higher priority, the longer text, the smaller text. So the order is total, and no two routes

@@ -136,19 +136,29 @@ impl Paths {
         removed
     }
 
-    /// Exact, then the longest prefix, then regular expressions.
+    /// Exact, then regular expressions, then the longest prefix: one that takes every path leaves the others theirs.
     #[inline]
     pub(super) fn find(&self, asked: &Asked<'_>) -> Option<&Destination> {
-        let path = asked.path;
-        let found = self.tree.longest_first(path, |node, length| {
-            let exact = if length == path.len() { node.exact.find(asked) } else { None };
-            // A prefix ends at a segment's border.
-            let border = || length == path.len() || path[length] == b'/' || path[..length].ends_with(b"/");
-            exact.or_else(|| if border() { node.prefix.find(asked) } else { None })
-        });
-        found.or_else(|| {
-            let mut matching = self.regexes.iter().filter(|by_regex| by_regex.regex.is_match(path));
+        if self.regexes.is_empty() {
+            // Nearly always: one way down the tree finds both.
+            return self.find_plain(asked, true, true);
+        }
+        let by_regex = || {
+            let mut matching = self.regexes.iter().filter(|by_regex| by_regex.regex.is_match(asked.path));
             matching.find_map(|by_regex| by_regex.slot.find(asked))
+        };
+        self.find_plain(asked, true, false).or_else(by_regex).or_else(|| self.find_plain(asked, false, true))
+    }
+
+    #[inline]
+    fn find_plain(&self, asked: &Asked<'_>, exact: bool, prefixes: bool) -> Option<&Destination> {
+        let path = asked.path;
+        self.tree.longest_first(path, |node, length| {
+            let whole = length == path.len();
+            let found = if exact && whole { node.exact.find(asked) } else { None };
+            // A prefix ends at a segment's border.
+            let border = || whole || path[length] == b'/' || path[..length].ends_with(b"/");
+            found.or_else(|| if prefixes && border() { node.prefix.find(asked) } else { None })
         })
     }
 }

@@ -97,15 +97,18 @@ fn exact_host_before_wildcard_before_regex_before_any() {
 }
 
 #[test]
-fn exact_path_before_longest_prefix_before_regex() {
+fn exact_path_before_regex_before_longest_prefix() {
     let mut table = Table::default();
     add(&mut table, &route(None, Some("h"), prefix("/a")), 1);
     add(&mut table, &route(None, Some("h"), prefix("/a/b")), 2);
     add(&mut table, &route(None, Some("h"), PathMatch::Exact("/a/b/c".into())), 3);
     add(&mut table, &route(None, Some("h"), PathMatch::Regex("/[a-z]+".into())), 4);
     let find = |table: &Table, path: &str| Request::get("h", path).find(table, 0);
-    assert_eq!(find(&table, "/a"), Ok(1));
+    assert_eq!(find(&table, "/a"), Ok(4));
+    assert_eq!(find(&table, "/a/"), Ok(1));
     assert_eq!(find(&table, "/a/b/x"), Ok(2));
+    add(&mut table, &route(None, Some("h"), PathMatch::Regex("/a/b/.+".into())), 5);
+    assert_eq!(find(&table, "/a/b/x"), Ok(5));
     assert_eq!(find(&table, "/a/b/c"), Ok(3));
     assert_eq!(find(&table, "/a/b/c?query"), Ok(3));
     assert_eq!(find(&table, "/ab"), Ok(4));
@@ -262,9 +265,9 @@ fn place(route: &RouteKey, listener: &str, request: &Request) -> Option<impl Ord
             let below = path.strip_prefix(prefix.as_str());
             let border =
                 below.is_some_and(|rest| rest.is_empty() || rest.starts_with('/') || prefix.ends_with('/'));
-            border.then(|| (1, Reverse(prefix.len()), nothing()))?
+            border.then(|| (2, Reverse(prefix.len()), nothing()))?
         }
-        PathMatch::Regex(pattern) => full(pattern, path).then(|| (2, Reverse(0), by_regex(pattern)))?,
+        PathMatch::Regex(pattern) => full(pattern, path).then(|| (1, Reverse(0), by_regex(pattern)))?,
     };
     let meets = |header: &HeaderMatch| {
         let mut values = request

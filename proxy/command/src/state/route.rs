@@ -11,7 +11,7 @@ use super::names::named;
 ///
 /// 1. host: exact, then the longest wildcard, then regular expressions, then any host;
 /// 2. listener: its own routes, then everybody's;
-/// 3. path: exact, then the longest prefix, then regular expressions;
+/// 3. path: exact, then regular expressions, then the longest prefix;
 /// 4. conditions: more `headers` first, then `methods` before none and few before many.
 ///
 /// Among regular expressions the higher `priority` comes first, then the longer pattern, then the smaller text.
