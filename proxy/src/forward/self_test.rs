@@ -21,10 +21,12 @@ use super::{
 use crate::http1::Framing;
 use crate::metrics::Block;
 
-/// How long each part may take; a kernel that has lost something stands still until then. The start waits for the test, so
-/// this bounds it: to one time this where something is wrong, for the first part that fails ends the test. A part takes 40 ms
-/// on an idle machine, which leaves a busy one enough.
+/// A kernel that has lost something stands still for so long. The start waits for the test: where something is wrong it is
+/// delayed by this, for the first part that fails ends the test.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// How long each part may take though it goes on. 40 ms are enough on an idle machine; where sockets have hardly any memory it is
+/// seconds.
+const PART_MAX: Duration = Duration::from_secs(30);
 const CREDIT: usize = 256 * 1024;
 const SOCKET_BUFFER: usize = 64 * 1024;
 /// What a flow may be ahead of a reader that stands still: its credit, and what the target's two ends can hold, which
@@ -129,6 +131,9 @@ struct Line<'a> {
     flow: Flow,
     written: usize,
     read: usize,
+    /// What was written, moved and read when it was looked at last.
+    progress: (usize, u64, usize),
+    still_until: Instant,
     deadline: Instant,
 }
 
@@ -142,8 +147,20 @@ impl<'a> Line<'a> {
         let policy =
             Policy { mode: RedirectMode::Sockmap, splice_size_min: u64::MAX, sockmap_size_min: u64::MAX };
         let flow = Flow::new(kind, Ledger::new(Framing::Length(length), limits), policy, false);
-        let deadline = Instant::now() + PATIENCE;
-        Ok(Self { bench, from, source, sink, to: Some(to), flow, written: 0, read: 0, deadline })
+        let now = Instant::now();
+        Ok(Self {
+            bench,
+            from,
+            source,
+            sink,
+            to: Some(to),
+            flow,
+            written: 0,
+            read: 0,
+            progress: (0, 0, 0),
+            still_until: now + PATIENCE,
+            deadline: now + PART_MAX,
+        })
     }
 
     /// Writes as much of the bytes up to `end` as the socket takes.
@@ -209,13 +226,14 @@ impl<'a> Line<'a> {
     }
 
     fn wait(&mut self) -> Result<(), Fault> {
-        if Instant::now() > self.deadline {
+        let (now, progress) = (Instant::now(), (self.written, self.flow.moved(), self.read));
+        if progress != self.progress {
+            (self.progress, self.still_until) = (progress, now + PATIENCE);
+        }
+        if now > self.still_until.min(self.deadline) {
+            let (written, moved, read) = progress;
             return Err(Fault(format!(
-                "not done after {} s, with {} bytes written, {} moved and {} read",
-                PATIENCE.as_secs(),
-                self.written,
-                self.flow.moved(),
-                self.read
+                "stands still, or takes too long, with {written} bytes written, {moved} moved and {read} read"
             )));
         }
         sleep(PAUSE);
