@@ -158,7 +158,7 @@ fn expect_mode(proxy: &Proxy, mode: RedirectMode) {
     let total = proxy.status().total;
     let bytes = |way: &str| total.value(&format!("bytes_{way}"));
     if is_sockmap(mode) && bytes("sockmap") == 0 && total.value("fallback_sockmap_off") > 0 {
-        skip("this kernel has no safe sockmap: see `underpass status`");
+        skip(&format!("this kernel has no safe sockmap: {:?}", proxy.status().sockmap.reason));
         return;
     }
     match mode {
