@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use tokio::time::Instant;
-use underpass_command::api::{SESSIONS_MAX, SessionEntry, SessionSelect, Sessions};
+use underpass_command::api::{PAGE_SIZE_MAX, SESSIONS_MAX, SessionEntry, SessionSelect, Sessions};
 
 use super::commands::{Failure, Reply};
 use super::link::Told;
@@ -39,8 +39,9 @@ impl Supervisor {
                 return drop(reply.send(Err(failure)));
             }
         };
-        if !(1..=SESSIONS_MAX).contains(&select.limit) {
-            let text = format!("limit={}: not from 1 to {SESSIONS_MAX}", select.limit);
+        let limit_max = u32::try_from(PAGE_SIZE_MAX).unwrap_or(u32::MAX);
+        if !(1..=limit_max).contains(&select.limit) {
+            let text = format!("limit={}: not from 1 to {limit_max}", select.limit);
             let failure = Failure::new(400, text, "those come first that have a request for longest");
             return drop(reply.send(Err(failure)));
         }
@@ -59,7 +60,8 @@ impl Supervisor {
         };
         for (index, worker) in self.workers.iter().enumerate() {
             let Some(link) = &worker.link else { continue };
-            let told = link.tell(vec![ToWorker::Sessions { id, limit: select.limit, cluster }.into()]);
+            let limit = select.limit.min(SESSIONS_MAX);
+            let told = link.tell(vec![ToWorker::Sessions { id, limit, cluster }.into()]);
             match told {
                 Told::Queued => drop(question.waiting.insert(index)),
                 Told::Stuck => question.found.missing.push(u16::try_from(index).unwrap_or(u16::MAX)),

@@ -237,7 +237,7 @@ fn sessions_are_shown_with_what_they_wait_for() {
     let of_cluster = done(&proxy, &["sessions", "--cluster", "app", "--limit", "1"]);
     assert!(of_cluster.ends_with("1 of 1 connections\n"), "{of_cluster}");
     assert!(fails(&proxy, 1, &["sessions", "--cluster", "shop"]).contains("there is no cluster \"shop\""));
-    assert!(fails(&proxy, 1, &["sessions", "--limit", "0"]).contains("not from 1 to 100"));
+    assert!(fails(&proxy, 1, &["sessions", "--limit", "0"]).contains("not from 1 to 1000"));
     held.release();
     assert_eq!(waiting.response().text(), "hello");
     drop((waiting, idle));

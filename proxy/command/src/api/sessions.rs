@@ -12,7 +12,7 @@ pub const SESSIONS_MAX: u32 = 100;
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]
 pub struct SessionSelect {
-    /// Of each worker at most so many, 1 to 100.
+    /// Of each worker at most so many, 1 to 1,000; more than 100 are never told.
     pub limit: u32,
     /// Only those with a request to this cluster.
     #[serde(skip_serializing_if = "Option::is_none")]
