@@ -17,6 +17,7 @@ pub mod forward;
 mod heap;
 pub mod http1;
 pub mod ipc;
+mod log_format;
 pub mod metrics;
 pub mod proxy_protocol;
 pub mod route;

@@ -9,6 +9,7 @@ use underpass_command::state::{
 
 use super::keys::{self, Blank};
 use super::table::{Access, Key, Need, quote};
+use crate::log_format::FIELDS;
 
 /// Width of the text in columns.
 const WIDTH: usize = 79;
@@ -24,7 +25,7 @@ pub fn explain() -> String {
     );
     for section in sections() {
         out.push('\n');
-        comment(&mut out, section.doc);
+        section.doc.lines().for_each(|line| comment(&mut out, line));
         let mark = if section.optional { "# " } else { "" };
         if !section.header.is_empty() {
             let _ = writeln!(out, "{mark}{}", section.header);
@@ -73,7 +74,9 @@ pub fn man_page() -> String {
     ));
     for section in sections() {
         let title = if section.header.is_empty() { "TOP OF THE FILE" } else { section.header };
-        let _ = writeln!(out, ".SH \"{}\"\n{}", roff(title), roff(section.doc));
+        let _ = writeln!(out, ".SH \"{}\"", roff(title));
+        let lines: Vec<String> = section.doc.lines().map(roff).collect();
+        let _ = writeln!(out, "{}", lines.join("\n.br\n"));
         for row in section.rows {
             let value = match row.value {
                 Value::Default(literal) => format!("Default: {literal}."),
@@ -92,7 +95,8 @@ pub fn man_page() -> String {
 pub(super) struct Section {
     /// As it stands in a file; empty for the top.
     pub(super) header: &'static str,
-    doc: &'static str,
+    /// Its lines are paragraphs.
+    doc: String,
     /// It may be left out as a whole, and then none of its keys has a value.
     optional: bool,
     pub(super) rows: Vec<Row>,
@@ -118,7 +122,7 @@ pub(super) fn sections() -> Vec<Section> {
     let settings = Settings::default();
     vec![
         section("", "Settings of the process. They stand above the first table.", keys::ROOT, &settings),
-        section("[log]", "What is logged, and where.", keys::LOG, &settings),
+        section("[log]", &log_doc(), keys::LOG, &settings),
         section("[metrics]", "What is published for Prometheus.", keys::METRICS, &settings),
         section(
             "[limits]",
@@ -208,12 +212,24 @@ pub(super) fn sections() -> Vec<Section> {
     ]
 }
 
+/// What `[log]` is, with the fields of templates.
+fn log_doc() -> String {
+    let mut doc = "What is logged, and where. In access_template $name or ${name} stands for what is known of a request, \
+                   as in nginx, $$ for a dollar:"
+        .to_owned();
+    for (_, name, what) in FIELDS {
+        let _ = write!(doc, "\n${name}: {what}.");
+    }
+    doc + "\n$http_name: that header field of the request, as $http_user_agent, at most 16 of them and 512 bytes of each."
+}
+
 /// A table that may be left out.
-fn part<T>(header: &'static str, doc: &'static str, keys: &[Key<T>], blank: &T) -> Section {
+fn part<T>(header: &'static str, doc: &str, keys: &[Key<T>], blank: &T) -> Section {
     Section { optional: true, ..section(header, doc, keys, blank) }
 }
 
-fn section<T>(header: &'static str, doc: &'static str, keys: &[Key<T>], blank: &T) -> Section {
+fn section<T>(header: &'static str, doc: &str, keys: &[Key<T>], blank: &T) -> Section {
+    let doc = doc.to_owned();
     Section { header, doc, optional: false, rows: keys.iter().map(|key| row(key, blank)).collect() }
 }
 

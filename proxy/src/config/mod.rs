@@ -23,6 +23,7 @@ use table::Fault;
 
 pub use explain::{explain, man_page};
 pub use problem::{Diagnostic, Errors, Place, Problem, Severity};
+pub(crate) use syntax::nearest;
 pub use validate::{ChangeProblems, check_change, keep_settled, settled_differently, validate};
 pub use write::to_toml;
 

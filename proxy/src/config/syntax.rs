@@ -33,6 +33,8 @@ const SECRET_SIZE_MAX: usize = 256;
 const CHECK_TARGET_SIZE_MAX: usize = 1024;
 /// The most methods of a route.
 const METHODS_MAX: usize = 16;
+/// The longest template of the access log, in bytes.
+const LOG_TEMPLATE_SIZE_MAX: usize = 4096;
 /// The longest line of text, in bytes.
 const LINE_SIZE_MAX: usize = 1024;
 /// The longest body of an answer, in bytes.
@@ -64,6 +66,8 @@ pub(super) enum Syntax {
     Methods,
     /// A text with variables in it; what they are is checked elsewhere.
     Template,
+    /// A text with fields of the access log in it; what they are is checked elsewhere.
+    LogTemplate,
     /// A text without line ends.
     Line,
     /// A text of any lines.
@@ -105,6 +109,7 @@ impl Syntax {
             Self::Pattern => format!("regular expression of at most {PATTERN_SIZE_MAX} bytes"),
             Self::Methods => format!("at most {METHODS_MAX} methods, separated by commas"),
             Self::Template => format!("text of at most {TEMPLATE_SIZE_MAX} bytes with variables in it"),
+            Self::LogTemplate => format!("text of at most {LOG_TEMPLATE_SIZE_MAX} bytes with $fields in it"),
             Self::Line => format!("text of at most {LINE_SIZE_MAX} bytes"),
             Self::Body => format!("text of at most {} KiB", BODY_SIZE_MAX / 1024),
             Self::Secret => "text that no message shows".into(),
@@ -134,6 +139,9 @@ impl Syntax {
             Self::Pattern => check_pattern(text),
             Self::Methods => parse_methods(text).map(drop),
             Self::Template => check_line(text, TEMPLATE_SIZE_MAX),
+            Self::LogTemplate if text.len() > LOG_TEMPLATE_SIZE_MAX => {
+                Err(Fault::new(format!("longer than {LOG_TEMPLATE_SIZE_MAX} bytes"), "use a shorter one"))
+            }
             Self::Line => check_line(text, LINE_SIZE_MAX),
             Self::Body if text.len() > BODY_SIZE_MAX => {
                 Err(Fault::new(format!("longer than {BODY_SIZE_MAX} bytes"), "use a shorter one"))
@@ -141,7 +149,7 @@ impl Syntax {
             Self::Secret if text.len() > SECRET_SIZE_MAX => {
                 Err(Fault::new(format!("longer than {SECRET_SIZE_MAX} bytes"), "use a shorter one"))
             }
-            Self::Body | Self::Secret => Ok(()),
+            Self::Body | Self::Secret | Self::LogTemplate => Ok(()),
             Self::Host => check_host(text),
             Self::ServerName => check_server_name(text),
             Self::UrlPath => check_url_path(text),
@@ -156,7 +164,7 @@ impl Syntax {
 }
 
 /// The candidate that was probably meant, if one is close enough.
-pub(super) fn nearest<'a>(text: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+pub(crate) fn nearest<'a>(text: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     let distance_max = (text.chars().count() / 3).max(1);
     candidates
         .into_iter()

@@ -1,3 +1,4 @@
+mod access_log;
 mod errors;
 mod round_trip;
 mod routes;

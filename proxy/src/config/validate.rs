@@ -14,13 +14,14 @@ use std::hash::Hash;
 use std::net::{IpAddr, SocketAddr};
 
 use underpass_command::state::{
-    Cluster, Listener, PathMatch, Protocol, RedirectMode, Route, Settings, State,
+    AccessLogFormat, Cluster, Listener, Log, PathMatch, Protocol, RedirectMode, Route, Settings, State,
 };
 
 use super::keys;
 use super::problem::{Place, Problem};
 use super::syntax::nearest;
 use super::table::{Fault, Key, quote};
+use crate::log_format::{Template, TemplateError};
 
 pub(super) use underpass_command::live::{
     BACKENDS_PER_CLUSTER_MAX as BACKENDS_MAX, CLUSTERS_MAX, LISTENERS_MAX, ROUTES_MAX,
@@ -131,6 +132,27 @@ fn check_settings(settings: &Settings, problems: &mut Vec<Problem>) {
         );
         let fault = Fault::new(reason, "lower it, or raise limits.head_size_max");
         refuse("limits.target_size_max", limits.target_size_max, "limits.head_size_max", fault);
+    }
+    check_access_log(&settings.log, problems);
+}
+
+/// The template of the access log, together with how its values are written; also one that is not in use.
+fn check_access_log(log: &Log, problems: &mut Vec<Problem>) {
+    let key = "log.access_template";
+    let Some(text) = log.access_template.as_deref() else {
+        if log.access == AccessLogFormat::Template {
+            let fault =
+                Fault::new("missing, and log.access is \"template\"", "add it, or use another format");
+            let problem = Problem::error(Place::Settings, "", key, None, fault);
+            problems.push(problem.follows_from(Place::Settings, "log.access"));
+        }
+        return;
+    };
+    if let Err(TemplateError { at, reason, remedy }) = Template::new(text, log.access_escape.into()) {
+        let at = at.map(|at| format!("at character {at}: ")).unwrap_or_default();
+        let fault = Fault::new(format!("{at}{reason}"), remedy);
+        let problem = Problem::error(Place::Settings, "", key, Some(quote(text)), fault);
+        problems.push(problem.follows_from(Place::Settings, "log.access_escape"));
     }
 }
 

@@ -56,6 +56,32 @@ pub struct Tools<'a> {
     pub session: usize,
 }
 
+/// Bytes of a body by how they were moved.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Moved {
+    /// Through a buffer.
+    pub copied: u64,
+    /// Through a pipe.
+    pub spliced: u64,
+    /// By sockmap.
+    pub redirected: u64,
+}
+
+impl Moved {
+    /// All of them.
+    pub fn total(self) -> u64 {
+        self.copied + self.spliced + self.redirected
+    }
+}
+
+impl std::ops::AddAssign for Moved {
+    fn add_assign(&mut self, more: Self) {
+        self.copied += more.copied;
+        self.spliced += more.spliced;
+        self.redirected += more.redirected;
+    }
+}
+
 /// One direction.
 #[derive(Debug)]
 pub struct Flow {
@@ -454,9 +480,9 @@ impl Flow {
 
     /// Ends the flow: gives everything back, and counts the body by how it was moved. Returns how many bytes were, the last
     /// that the kernel has moved included.
-    pub fn finish(&mut self, tools: &mut Tools<'_>) -> u64 {
+    pub fn finish(&mut self, tools: &mut Tools<'_>) -> Moved {
         self.abandon_run(tools);
-        let moved = self.moved();
+        let moved = Moved { copied: self.copied, spliced: self.spliced, redirected: self.redirected };
         self.release_pipe(tools);
         if let Some(pending) = self.pending.take() {
             tools.buffers.release(pending);

@@ -14,7 +14,7 @@ pub mod self_test;
 
 pub use buffer::{Buffer, BufferPool, EDIT_ROOM};
 pub use endpoint::{Endpoint, Received};
-pub use flow::{Broken, Flow, Progress, Tools};
+pub use flow::{Broken, Flow, Moved, Progress, Tools};
 pub use kind::{Kind, Policy};
 pub use ledger::{Ledger, Part, TrailerLimits};
 pub use pipe::{Pipe, PipePool};

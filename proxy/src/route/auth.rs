@@ -12,7 +12,7 @@ use underpass_command::state::{BasicAuth, User};
 /// The most users of a route.
 pub const USERS_MAX: usize = 1024;
 /// The longest name and password together, in bytes, with the colon between them.
-const CREDENTIALS_SIZE_MAX: usize = 512;
+pub(crate) const CREDENTIALS_SIZE_MAX: usize = 512;
 /// The longest realm in bytes.
 const REALM_SIZE_MAX: usize = 128;
 const SALT_SIZES: std::ops::RangeInclusive<usize> = 8..=64;
@@ -90,6 +90,17 @@ impl Auth {
             Sha256::new().chain_update(&expected.salt).chain_update(password).finalize().into();
         equal(&hash, &expected.hash) & known
     }
+}
+
+/// The name of the user that the values of the Authorization fields tell, whether there is one or not.
+pub(crate) fn user_of<'a, 'd>(
+    mut values: impl Iterator<Item = &'a [u8]>,
+    decoded: &'d mut [u8; CREDENTIALS_SIZE_MAX],
+) -> Option<&'d [u8]> {
+    let (Some(value), None) = (values.next(), values.next()) else { return None };
+    let credentials = credentials(value, decoded)?;
+    let colon = memchr::memchr(b':', credentials)?;
+    Some(&credentials[..colon])
 }
 
 /// Compares without telling by the time where the first difference is.

@@ -32,6 +32,7 @@ use underpass_command::state::{Route, RouteKey};
 
 pub use actions::{Actions, EDITS_MAX, Edits, Invalid, Own, REDIRECT_STATUSES, Redirect, Rewritten, Target};
 pub use auth::{Auth, USERS_MAX};
+pub(crate) use auth::{CREDENTIALS_SIZE_MAX, user_of};
 pub use pattern::{PATTERN_SIZE_MAX, compile as compile_pattern};
 pub use template::{Groups, IN_ANSWER, TEMPLATE_SIZE_MAX, Template, Values};
 
@@ -67,6 +68,8 @@ pub struct Destination {
     pub allow_connect: bool,
     /// What else is done; none for most.
     pub actions: Option<Rc<Actions>>,
+    /// What it is called, where somebody wants to know.
+    pub name: Option<Rc<String>>,
 }
 
 impl Destination {
@@ -76,7 +79,7 @@ impl Destination {
     /// A sentence that says what is wrong with the route.
     pub fn new(route: &Route, cluster: Option<u32>) -> Result<Self, String> {
         let actions = Actions::new(route).map_err(|(key, error)| format!("{key}: {error}"))?;
-        Ok(Self { cluster, allow_connect: route.allow_connect, actions })
+        Ok(Self { cluster, allow_connect: route.allow_connect, actions, name: None })
     }
 }
 

@@ -1,56 +1,136 @@
 //! The access log: lines gathered in memory, written once a turn, dropped and counted when nobody takes them.
 
+mod clock;
+mod headers;
+mod record;
+
 use std::io::{self, Write};
 use std::os::fd::OwnedFd;
 use std::time::SystemTime;
 
-use underpass_command::state::{AccessLogFormat, Protocol};
+use underpass_command::state::{AccessLogEscape, AccessLogFormat, Log, Protocol};
 
-use super::session::{Ending, Session};
+pub(super) use record::Names;
+
+use super::session::Session;
+use crate::http1::Fields;
+use crate::log_format::{COMBINED, Escape, Field, LINE_SIZE_MAX, Template, TemplateError};
 use crate::metrics::{Block, Counter};
+use clock::Clock;
+use headers::KeptHeaders;
+use record::Record;
 
 /// Lines that wait for the pipe.
 const PENDING_SIZE_MAX: usize = 64 * 1024;
-/// Longest line; what does not fit is cut off the target and the host.
-const LINE_SIZE_MAX: usize = 2048;
 /// Bytes kept of each request for its line: method, target and host, one after the other. Of a TCP connection `TCP`, the
 /// name of its listener, and the server name that TLS told.
 const KEPT: usize = 1024;
 
+/// What a line looks like.
+enum Format {
+    Text,
+    Json,
+    Template(Template),
+}
+
+impl Format {
+    /// The format that the settings want; none for no log.
+    fn of(log: &Log) -> Result<Option<Self>, TemplateError> {
+        Ok(Some(match log.access {
+            AccessLogFormat::Off => return Ok(None),
+            AccessLogFormat::Text => Self::Text,
+            AccessLogFormat::Json => Self::Json,
+            AccessLogFormat::Combined => Self::Template(Template::new(COMBINED, Escape::Text)?),
+            AccessLogFormat::Template => {
+                let text = log.access_template.as_deref().unwrap_or_default();
+                Self::Template(Template::new(text, log.access_escape.into())?)
+            }
+        }))
+    }
+
+    fn template(&self) -> Option<&Template> {
+        match self {
+            Self::Template(template) => Some(template),
+            Self::Text | Self::Json => None,
+        }
+    }
+}
+
+impl From<AccessLogEscape> for Escape {
+    fn from(escape: AccessLogEscape) -> Self {
+        match escape {
+            AccessLogEscape::Text => Self::Text,
+            AccessLogEscape::Json => Self::Json,
+        }
+    }
+}
+
 /// The access log of a worker.
 pub(super) struct AccessLog {
     pipe: Option<std::fs::File>,
-    format: AccessLogFormat,
+    format: Format,
+    /// Number of the worker.
+    worker: u16,
+    clock: Option<Clock>,
     pending: Vec<u8>,
     /// Line under construction.
     line: Vec<u8>,
     /// For each session, what its line will say of the request; the request's own bytes are gone by then.
     kept: Vec<u8>,
     lengths: Vec<[u16; 3]>,
+    headers: KeptHeaders,
     /// The pipe took nothing at the last try.
     blocked: bool,
 }
 
 impl AccessLog {
     /// A log into a non-blocking pipe; `None` writes nothing.
-    pub(super) fn new(pipe: Option<OwnedFd>, format: AccessLogFormat, sessions: usize) -> Self {
-        let enabled = pipe.is_some() && format != AccessLogFormat::Off;
-        let sessions = if enabled { sessions } else { 0 };
-        Self {
-            pipe: pipe.filter(|_| enabled).map(std::fs::File::from),
-            format,
-            pending: Vec::with_capacity(if enabled { PENDING_SIZE_MAX } else { 0 }),
-            line: Vec::with_capacity(if enabled { 2 * LINE_SIZE_MAX } else { 0 }),
+    ///
+    /// # Errors
+    /// What is wrong with the template.
+    pub(super) fn new(
+        pipe: Option<OwnedFd>,
+        settings: &Log,
+        worker: u16,
+        sessions: usize,
+    ) -> Result<Self, TemplateError> {
+        let (pipe, format) = match (pipe, Format::of(settings)?) {
+            (Some(pipe), Some(format)) => (Some(pipe.into()), format),
+            _ => (None, Format::Text),
+        };
+        let sessions = if pipe.is_some() { sessions } else { 0 };
+        let local = format.template().is_some_and(|template| template.names(Field::TimeLocal));
+        Ok(Self {
+            worker,
+            clock: local.then(Clock::new),
+            pending: Vec::with_capacity(if sessions > 0 { PENDING_SIZE_MAX } else { 0 }),
+            line: Vec::with_capacity(if sessions > 0 { LINE_SIZE_MAX } else { 0 }),
             kept: vec![0; sessions * KEPT],
             lengths: vec![[0; 3]; sessions],
+            headers: KeptHeaders::new(format.template(), sessions),
             blocked: false,
-        }
+            pipe,
+            format,
+        })
     }
 
     /// Whether lines are wanted.
     #[inline]
     pub(super) fn is_enabled(&self) -> bool {
         self.pipe.is_some()
+    }
+
+    /// Whether lines tell which route was taken.
+    pub(super) fn wants_route(&self) -> bool {
+        self.is_enabled() && self.format.template().is_some_and(|template| template.names(Field::Route))
+    }
+
+    /// Keeps the header fields that the line will tell, of the request of which [`Self::keep`] has kept the rest.
+    #[inline]
+    pub(super) fn keep_headers(&mut self, key: usize, fields: &Fields, bytes: &[u8]) {
+        if let Some(template) = self.format.template() {
+            self.headers.keep(key, template, fields, bytes);
+        }
     }
 
     /// Keeps what the line will say of a request.
@@ -63,6 +143,7 @@ impl AccessLog {
             *length = u16::try_from(n).unwrap_or(u16::MAX);
             at += n;
         }
+        self.headers.forget(key);
     }
 
     /// Adds the line of a finished request.
@@ -75,19 +156,33 @@ impl AccessLog {
         metrics: &Block,
     ) {
         let lengths = self.lengths[key].map(usize::from);
-        let at = key * KEPT;
-        let method = &self.kept[at..at + lengths[0]];
-        let target = &self.kept[at + lengths[0]..at + lengths[0] + lengths[1]];
-        let host = &self.kept[at + lengths[0] + lengths[1]..at + lengths.iter().sum::<usize>()];
+        let (method, rest) = self.kept[key * KEPT..(key + 1) * KEPT].split_at(lengths[0]);
+        let (target, rest) = rest.split_at(lengths[1]);
+        let now = SystemTime::now();
+        let record = Record {
+            session,
+            names,
+            micros,
+            method,
+            target,
+            host: &rest[..lengths[2]],
+            worker: self.worker,
+            now,
+            iso: humantime::format_rfc3339_millis(now),
+            local: self.clock.as_mut().map_or("", |clock| clock.local(now)),
+            headers: self.headers.of(key),
+        };
         self.line.clear();
-        let record = Record { session, names, micros, method, target, host };
-        let json = self.format == AccessLogFormat::Json;
         // Writing into memory cannot fail.
-        let _ = match session.protocol {
-            Protocol::Http if json => record.json(&mut self.line),
-            Protocol::Http => record.text(&mut self.line),
-            Protocol::Tcp if json => record.tcp_json(&mut self.line),
-            Protocol::Tcp => record.tcp_text(&mut self.line),
+        let _ = match (&self.format, session.protocol) {
+            (Format::Template(template), _) => {
+                template.write(&record, &mut self.line);
+                Ok(())
+            }
+            (Format::Json, Protocol::Http) => record.json(&mut self.line),
+            (Format::Text, Protocol::Http) => record.text(&mut self.line),
+            (Format::Json, Protocol::Tcp) => record.tcp_json(&mut self.line),
+            (Format::Text, Protocol::Tcp) => record.tcp_text(&mut self.line),
         };
         if self.pending.len() + self.line.len() > PENDING_SIZE_MAX {
             metrics.add(Counter::AccessLogDropped, 1);
@@ -144,178 +239,6 @@ fn line_end_within(bytes: &[u8], most: usize) -> usize {
     memchr::memrchr(b'\n', window).map_or(window.len(), |at| at + 1)
 }
 
-/// Where a request came in and where it went; empty where it did not come so far.
-pub(super) struct Names<'a> {
-    pub(super) listener: &'a [u8],
-    pub(super) cluster: &'a [u8],
-    /// The address of the backend tried last.
-    pub(super) backend: &'a [u8],
-}
-
-struct Record<'a> {
-    session: &'a Session,
-    names: &'a Names<'a>,
-    micros: u64,
-    method: &'a [u8],
-    target: &'a [u8],
-    host: &'a [u8],
-}
-
-impl Record<'_> {
-    fn text(&self, out: &mut Vec<u8>) -> io::Result<()> {
-        let exchange = &self.session.exchange;
-        write!(out, "{} ", humantime::format_rfc3339_millis(SystemTime::now()))?;
-        out.extend_from_slice(self.session.address.as_bytes());
-        out.extend_from_slice(b" \"");
-        out.extend_from_slice(self.method);
-        out.push(b' ');
-        escaped(out, self.target);
-        out.extend_from_slice(b"\" ");
-        out.extend_from_slice(or_dash(self.host));
-        write!(out, " {} {} {}us ", exchange.status, exchange.bytes, self.micros)?;
-        out.extend_from_slice(or_dash(self.names.backend));
-        write!(out, " {} ", exchange.reason.map_or("-", crate::http1::Reason::name))?;
-        escaped(out, or_dash(exchange.id.as_bytes()));
-        write!(out, " end={} in={}", self.ending(), exchange.bytes_up)?;
-        self.text_tail(out)?;
-        out.extend_from_slice(b" trace=");
-        out.extend_from_slice(or_dash(exchange.trace.id()));
-        out.push(b'\n');
-        Ok(())
-    }
-
-    fn json(&self, out: &mut Vec<u8>) -> io::Result<()> {
-        let exchange = &self.session.exchange;
-        write!(out, "{{\"time\":\"{}\",\"client\":\"", humantime::format_rfc3339_millis(SystemTime::now()))?;
-        out.extend_from_slice(self.session.address.as_bytes());
-        out.extend_from_slice(b"\",\"method\":\"");
-        escaped(out, self.method);
-        out.extend_from_slice(b"\",\"target\":\"");
-        escaped(out, self.target);
-        out.extend_from_slice(b"\",\"host\":\"");
-        escaped(out, self.host);
-        write!(
-            out,
-            "\",\"status\":{},\"bytes\":{},\"duration_us\":{}",
-            exchange.status, exchange.bytes, self.micros
-        )?;
-        out.extend_from_slice(b",\"backend\":\"");
-        out.extend_from_slice(self.names.backend);
-        write!(
-            out,
-            "\",\"reason\":\"{}\",\"id\":\"",
-            exchange.reason.map_or("", crate::http1::Reason::name)
-        )?;
-        escaped(out, exchange.id.as_bytes());
-        write!(out, "\",\"end\":\"{}\",\"bytes_in\":{}", self.ending(), exchange.bytes_up)?;
-        self.json_tail(out)?;
-        out.extend_from_slice(b",\"listener\":\"");
-        out.extend_from_slice(self.names.listener);
-        out.extend_from_slice(b"\",\"trace_id\":\"");
-        out.extend_from_slice(exchange.trace.id());
-        out.extend_from_slice(b"\"}\n");
-        Ok(())
-    }
-
-    /// Why it ended: the reason for which it was refused or broken off, else how.
-    fn ending(&self) -> &'static str {
-        let exchange = &self.session.exchange;
-        match (exchange.reason, exchange.ending, self.session.protocol) {
-            (Some(reason), ..) => reason.name(),
-            (None, Ending::Closed, Protocol::Http) => "done",
-            (None, ending, _) => ending.name(),
-        }
-    }
-
-    /// The parts of its time in microseconds, each in the order in which a request comes to it.
-    fn parts(&self) -> [(&'static str, Option<u64>); 3] {
-        let timing = &self.session.exchange.timing;
-        let first_byte_us = timing.first_byte_us(self.session.first_byte_us);
-        [("queue", timing.queue_us()), ("connect", timing.connect_us()), ("first_byte", first_byte_us)]
-    }
-
-    /// What the lines of requests and of TCP connections have in common.
-    fn text_tail(&self, out: &mut Vec<u8>) -> io::Result<()> {
-        for (name, micros) in self.parts() {
-            match micros {
-                Some(micros) => write!(out, " {name}={micros}us")?,
-                None => write!(out, " {name}=-")?,
-            }
-        }
-        write!(out, " attempts={} listener=", self.session.exchange.attempts)?;
-        out.extend_from_slice(self.names.listener);
-        out.extend_from_slice(b" cluster=");
-        out.extend_from_slice(or_dash(self.names.cluster));
-        Ok(())
-    }
-
-    fn json_tail(&self, out: &mut Vec<u8>) -> io::Result<()> {
-        for (name, micros) in self.parts() {
-            match micros {
-                Some(micros) => write!(out, ",\"{name}_us\":{micros}")?,
-                None => write!(out, ",\"{name}_us\":null")?,
-            }
-        }
-        write!(out, ",\"attempts\":{},\"cluster\":\"", self.session.exchange.attempts)?;
-        out.extend_from_slice(self.names.cluster);
-        out.push(b'"');
-        Ok(())
-    }
-}
-
-/// The lines of TCP connections. What HTTP has as method is `TCP`, as target the listener, as host the server name.
-impl Record<'_> {
-    fn tcp_text(&self, out: &mut Vec<u8>) -> io::Result<()> {
-        let exchange = &self.session.exchange;
-        write!(out, "{} ", humantime::format_rfc3339_millis(SystemTime::now()))?;
-        out.extend_from_slice(self.session.address.as_bytes());
-        out.extend_from_slice(b" \"TCP ");
-        escaped(out, self.target);
-        out.extend_from_slice(b"\" ");
-        escaped(out, or_dash(self.host));
-        write!(out, " {}/{} {}us ", exchange.bytes_up, exchange.bytes, self.micros)?;
-        out.extend_from_slice(or_dash(self.names.backend));
-        self.text_tail(out)?;
-        writeln!(out, " {}", self.ending())
-    }
-
-    fn tcp_json(&self, out: &mut Vec<u8>) -> io::Result<()> {
-        let exchange = &self.session.exchange;
-        write!(out, "{{\"time\":\"{}\",\"client\":\"", humantime::format_rfc3339_millis(SystemTime::now()))?;
-        out.extend_from_slice(self.session.address.as_bytes());
-        out.extend_from_slice(b"\",\"protocol\":\"tcp\",\"listener\":\"");
-        escaped(out, self.target);
-        out.extend_from_slice(b"\",\"server_name\":\"");
-        escaped(out, self.host);
-        write!(
-            out,
-            "\",\"bytes_up\":{},\"bytes_down\":{},\"duration_us\":{}",
-            exchange.bytes_up, exchange.bytes, self.micros
-        )?;
-        out.extend_from_slice(b",\"backend\":\"");
-        out.extend_from_slice(self.names.backend);
-        write!(out, "\",\"end\":\"{}\"", self.ending())?;
-        self.json_tail(out)?;
-        out.extend_from_slice(b"}\n");
-        Ok(())
-    }
-}
-
-fn or_dash(text: &[u8]) -> &[u8] {
-    if text.is_empty() { b"-" } else { text }
-}
-
-/// Visible ASCII, which is all a parsed head has here, with what would end a quoted string escaped.
-fn escaped(out: &mut Vec<u8>, text: &[u8]) {
-    for &byte in text {
-        match byte {
-            b'"' | b'\\' => out.extend_from_slice(&[b'\\', byte]),
-            0x20..=0x7e => out.push(byte),
-            _ => out.push(b'?'),
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::io::Read;
@@ -329,7 +252,8 @@ mod tests {
     fn stuck(metrics: &Block) -> (AccessLog, std::fs::File) {
         let (reader, writer) = pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK).expect("a pipe");
         fcntl(&writer, FcntlArg::F_SETPIPE_SZ(4096)).expect("a pipe of one page");
-        let mut log = AccessLog::new(Some(writer), AccessLogFormat::Text, 1);
+        let settings = Log { access: AccessLogFormat::Text, ..Log::default() };
+        let mut log = AccessLog::new(Some(writer), &settings, 0, 1).expect("a log");
         log.pending = format!("{}\n", "x".repeat(99)).into_bytes().repeat(200);
         log.flush(metrics);
         assert!(log.is_blocked());

@@ -148,6 +148,7 @@ impl Worker {
         if core.log.is_enabled() {
             let (method, target) = (head.method_span.of(bytes), head.target_span.of(bytes));
             core.log.keep(key, method, target, head.host.of(bytes));
+            core.log.keep_headers(key, &core.fields, bytes);
         }
         let asked = Asked {
             host: head.host.of(bytes),
@@ -169,8 +170,9 @@ impl Worker {
             {
                 self.refuse(key, Reason::ConnectRefused)
             }
-            Ok(Destination { cluster, actions, .. }) => {
+            Ok(Destination { cluster, actions, name, .. }) => {
                 exchange.actions = actions;
+                exchange.route = name;
                 match (self.act(key), cluster) {
                     (Some(step), _) => step,
                     (None, Some(cluster)) => self.admit(key, cluster),

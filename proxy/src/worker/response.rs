@@ -91,7 +91,7 @@ impl Worker {
             Err(Broken::Sink(error)) => {
                 // The backend may have answered before it went: that answer, not the failed write, decides.
                 exchange.break_request(&error);
-                exchange.bytes_up += exchange.request.finish(&mut core.tools(key));
+                exchange.end_request(&mut core.tools(key));
                 connections[connection].endpoint.readable = true;
                 Step::Wait
             }
@@ -347,8 +347,8 @@ impl Worker {
             return;
         }
         exchange.active = false;
-        exchange.bytes_up += exchange.request.finish(&mut core.tools(key));
-        exchange.bytes += exchange.response.finish(&mut core.tools(key));
+        exchange.end_request(&mut core.tools(key));
+        exchange.end_response(&mut core.tools(key));
         session.client.leave_targets();
         if session.protocol == Protocol::Http {
             core.gauge(Counter::RequestsActive, false);

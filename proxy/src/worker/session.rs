@@ -10,7 +10,7 @@ use super::balancing::Affinity;
 use super::measure::Timing;
 use super::random::RequestName;
 use super::trace::Trace;
-use crate::forward::{BufferPool, Endpoint, Flow, Kind, Ledger, Policy, TrailerLimits};
+use crate::forward::{BufferPool, Endpoint, Flow, Kind, Ledger, Moved, Policy, Tools, TrailerLimits};
 use crate::http1::{Framing, Method, Reason, RequestHead, Span, Target, Version};
 use crate::route::Actions;
 
@@ -217,6 +217,8 @@ pub(super) struct Exchange {
     pub(super) cluster: Option<u32>,
     /// What its route does beside that.
     pub(super) actions: Option<Rc<Actions>>,
+    /// The route that it took, where the access log tells.
+    pub(super) route: Option<Rc<String>>,
     /// Index of the backend; `None` before one was chosen.
     pub(super) upstream: Option<u32>,
     pub(super) id: RequestName,
@@ -263,6 +265,8 @@ pub(super) struct Exchange {
     pub(super) bytes: u64,
     /// Body bytes sent to the backend.
     pub(super) bytes_up: u64,
+    /// Bytes of both bodies by how they were moved, as far as they have ended.
+    pub(super) moved: Moved,
     /// How it ended.
     pub(super) ending: Ending,
 }
@@ -290,6 +294,7 @@ impl Exchange {
             head_start: 0,
             cluster: None,
             actions: None,
+            route: None,
             upstream: None,
             id: RequestName::none(),
             trace: Trace::none(),
@@ -316,6 +321,7 @@ impl Exchange {
             reason: None,
             bytes: 0,
             bytes_up: 0,
+            moved: Moved::default(),
             ending: Ending::Closed,
         }
     }
@@ -331,6 +337,20 @@ impl Exchange {
     #[inline]
     pub(super) fn routed_to(&self) -> Option<u32> {
         self.cluster
+    }
+
+    /// Ends the flow of the request, and enters what it has moved.
+    pub(super) fn end_request(&mut self, tools: &mut Tools<'_>) {
+        let moved = self.request.finish(tools);
+        self.bytes_up += moved.total();
+        self.moved += moved;
+    }
+
+    /// Ends the flow of the response, and enters what it has moved.
+    pub(super) fn end_response(&mut self, tools: &mut Tools<'_>) {
+        let moved = self.response.finish(tools);
+        self.bytes += moved.total();
+        self.moved += moved;
     }
 
     /// Enters that writing to the backend has failed. `EPIPE` is what is left of a connection whose end was seen in order.

@@ -91,7 +91,8 @@ fn start(control: OwnedFd, confinement: Confinement) -> anyhow::Result<Worker> {
     let poll = Poll::new().context("epoll")?;
     let registry = poll.registry().try_clone().context("epoll")?;
     let sessions = settings.limits.connections as usize + OVERFLOW;
-    let log = AccessLog::new(pipe, settings.log.access, sessions);
+    let log = AccessLog::new(pipe, &settings.log, index, sessions)
+        .map_err(|error| anyhow!("log.access_template: {error}"))?;
     if let Some(redirector) = &redirector {
         poll.registry().register(&mut SourceFd(&redirector.wake_fd()), REDIRECT, Interest::READABLE)?;
     }

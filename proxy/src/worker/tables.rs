@@ -5,6 +5,7 @@
 //! then ([`crate::ipc::Finished`]): only after that it gives the number to something else.
 
 use std::os::fd::OwnedFd;
+use std::rc::Rc;
 
 use mio::Interest;
 use mio::net::TcpListener;
@@ -386,7 +387,9 @@ impl Core {
 impl Core {
     /// Puts a route in its place, or in the place of the one that matches the same.
     pub(super) fn put_route(&mut self, route: &state::Route, cluster: Option<u32>) -> Result<(), String> {
-        self.table(route.sni.is_some()).add(route, Destination::new(route, cluster)?)
+        let mut destination = Destination::new(route, cluster)?;
+        destination.name = self.log.wants_route().then(|| Rc::new(route.key().to_string()));
+        self.table(route.sni.is_some()).add(route, destination)
     }
 
     /// Takes a route out.

@@ -92,7 +92,7 @@ impl Worker {
                     // What the backend said before it went is still to be delivered.
                     exchange.break_request(&error);
                     sink.readable = true;
-                    exchange.bytes_up += exchange.request.finish(&mut tools);
+                    exchange.end_request(&mut tools);
                     session.client.discard_buffer(tools.buffers);
                 }
                 Err(Broken::Sink(_)) => return self.tunnel_broken(key, Ending::Client),

@@ -5,7 +5,7 @@ use std::os::unix::fs::OpenOptionsExt as _;
 
 use nix::sys::signal::Signal;
 use nix::sys::stat::Mode;
-use underpass_command::state::AccessLogFormat;
+use underpass_command::state::{AccessLogEscape, AccessLogFormat, PathMatch, Route};
 use underpass_tests::proxy::Setup;
 use underpass_tests::{Backend, GET, OK, Peer, Proxy, until};
 
@@ -212,5 +212,110 @@ fn a_log_that_nobody_takes_stops_no_request() {
     client.send(&request);
     assert_eq!(client.response().text(), "ok");
     drop((client, stuck));
+    proxy.stop();
+}
+
+fn with_template(backend: &Backend, template: &str, escape: AccessLogEscape) -> (Proxy, tempfile::TempDir) {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let file = folder.path().join("access.log");
+    let proxy = Setup::to(&[backend.address()])
+        .with(|state| {
+            state.settings.log.access = AccessLogFormat::Template;
+            state.settings.log.access_template = Some(template.to_owned());
+            state.settings.log.access_escape = escape;
+            state.settings.log.access_file = file;
+        })
+        .start();
+    (proxy, folder)
+}
+
+#[test]
+fn as_apache_and_nginx_write_it() {
+    let backend = Backend::answering(OK);
+    let (proxy, folder) = logging(&backend, AccessLogFormat::Combined);
+    let mut client = Peer::connect(proxy.address());
+    // fred:secret
+    client.send(
+        "GET /a?b HTTP/1.1\r\nHost: a\r\nAuthorization: Basic ZnJlZDpzZWNyZXQ=\r\n\
+         Referer: http://x/\"\r\nUser-Agent: curl/8 é\r\n\r\n",
+    );
+    assert_eq!(client.response().text(), "ok");
+    client.send("GET /bad HTTP/1.1\r\nHost: a\r\nHost: b\r\nReferer: http://x/\r\n\r\n");
+    assert_eq!(client.response().status(), 400);
+    let lines = lines(&folder, 2);
+    let (before, after) = lines[0].split_once('[').expect("a time");
+    assert_eq!(before, "127.0.0.1 - fred ");
+    let (time, after) = after.split_once("] ").expect("the end of the time");
+    // 23/Nov/2026:13:45:06 +0000
+    let shape: String = time.chars().map(|c| if c.is_ascii_digit() { '9' } else { c }).collect();
+    assert_eq!((shape.len(), &shape[..3], &shape[7..21]), (26, "99/", "9999:99:99:99 "));
+    // A string of Rust is UTF-8, so it was two bytes.
+    assert_eq!(after, r#""GET /a?b HTTP/1.1" 200 2 "http://x/\x22" "curl/8 \xC3\xA9""#);
+    // What was not understood has no parts, and nothing of the request before.
+    assert!(lines[1].starts_with("127.0.0.1 - - ["), "{}", lines[1]);
+    assert!(lines[1].contains(r#"] "- - -" 400 "#) && lines[1].ends_with(r#" "-" "-""#), "{}", lines[1]);
+    drop(client);
+    proxy.stop();
+}
+
+#[test]
+fn a_template_tells_what_is_known() {
+    let backend = Backend::answering(OK);
+    let template = r#"{"n":$requests,"path":"$path","query":"$query","route":"$route","mode":"$redirect",
+        "copied":$bytes_copied,"spliced":$bytes_spliced,"out":$bytes,"in":$bytes_in,"ms":$time_ms,"iso":"$time_iso",
+        "worker":$worker,"port":$client_port,"version":"$version","retries":$retries,"queue":$queue_us,
+        "first":$first_byte_us,"whole":$duration_us,"end":"$end","x":"$http_x_y","listener":"$listener",
+        "cluster":"$cluster","backend":"$backend","status":$status,"reason":"$reason","host":"$host","id":"$id"}"#;
+    let template: String = template.lines().map(str::trim).collect();
+    let (proxy, folder) = with_template(&backend, &template, AccessLogEscape::Json);
+    let mut client = Peer::connect(proxy.address());
+    client.send(
+        "POST http://a.example/p/q?r=1 HTTP/1.1\r\nHost: a.example\r\nX-Y: \"1\\\r\nx-y: 2\r\n\
+         Content-Length: 3\r\n\r\nabc",
+    );
+    assert_eq!(client.response().text(), "ok");
+    client.send("GET / HTTP/1.1\r\nHost: b.example\r\n\r\n");
+    assert_eq!(client.response().text(), "ok");
+    let lines: Vec<serde_json::Value> =
+        lines(&folder, 2).iter().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+    let expected = serde_json::json!({
+        "n": 1, "path": "/p/q", "query": "r=1", "copied": 5, "spliced": 0, "out": 2, "in": 3,
+        "version": "HTTP/1.1", "retries": 0, "queue": null, "end": "done", "x": "\"1\\, 2", "listener": "web",
+        "cluster": "app", "backend": backend.address().to_string(), "status": 200, "reason": "", "host": "a.example",
+    });
+    for (key, value) in expected.as_object().expect("an object") {
+        assert_eq!(&lines[0][key], value, "{key} in {}", lines[0]);
+    }
+    for key in ["ms", "worker", "port", "first", "whole"] {
+        assert!(lines[0][key].is_u64(), "{key} in {}", lines[0]);
+    }
+    assert!(lines[0]["iso"].as_str().is_some_and(|time| time.ends_with('Z')));
+    assert_eq!((&lines[1]["n"], &lines[1]["path"], &lines[1]["x"]), (&2.into(), &"/".into(), &"".into()));
+    drop(client);
+    proxy.stop();
+}
+
+#[test]
+fn a_template_names_the_route() {
+    let backend = Backend::answering(OK);
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let file = folder.path().join("access.log");
+    let proxy = Setup::to(&[backend.address()])
+        .with(|state| {
+            state.settings.log.access = AccessLogFormat::Template;
+            state.settings.log.access_template = Some("$route $end".to_owned());
+            state.settings.log.access_file = file;
+            state.routes.push(Route { path: PathMatch::Prefix("/shop".into()), ..Route::new("app") });
+        })
+        .start();
+    let mut client = Peer::connect(proxy.address());
+    for path in ["/shop/1", "/"] {
+        client.send(format!("GET {path} HTTP/1.1\r\nHost: a\r\n\r\n"));
+        assert_eq!(client.response().text(), "ok");
+    }
+    let lines = lines(&folder, 2);
+    assert_eq!(lines[0], "*/shop... done");
+    assert_eq!(lines[1], "- done", "no route, but the default cluster");
+    drop(client);
     proxy.stop();
 }

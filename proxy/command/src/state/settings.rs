@@ -76,6 +76,10 @@ pub struct Log {
     pub level: String,
     /// Format of the access log, one line per request.
     pub access: AccessLogFormat,
+    /// What a line of the access log says where its format is `template`: text with `$name` for fields.
+    pub access_template: Option<String>,
+    /// How values are written into the template.
+    pub access_escape: AccessLogEscape,
     /// File of the access log; `-` is the standard output.
     pub access_file: PathBuf,
     /// File of the audit log: one JSON object for each change that was asked for. None: only the supervisor's log has it.
@@ -87,6 +91,8 @@ impl Default for Log {
         Self {
             level: "info".into(),
             access: AccessLogFormat::Off,
+            access_template: None,
+            access_escape: AccessLogEscape::Text,
             access_file: PathBuf::from("-"),
             audit_file: None,
         }
@@ -223,6 +229,22 @@ named! {
         /// One line of text per request.
         Text = "text",
         /// One JSON object per line.
+        Json = "json",
+        /// One line of text per request, as Apache and nginx write it under this name.
+        Combined = "combined",
+        /// What a template of the operator's own says.
+        Template = "template",
+    }
+}
+
+named! {
+    /// How values are written into a template of the access log.
+    #[derive(Default)]
+    AccessLogEscape {
+        /// Quotes, backslashes, control characters and what is not ASCII as `\xXX`, outside of quotes spaces, too.
+        #[default]
+        Text = "text",
+        /// As the inside of a JSON string.
         Json = "json",
     }
 }

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use underpass_command::state::{AccessLogFormat, RedirectMode, Settings, SteeringPolicy};
+use underpass_command::state::{AccessLogEscape, AccessLogFormat, RedirectMode, Settings, SteeringPolicy};
 
 use super::store;
 use crate::config::syntax::{Syntax, parse_address, parse_choice, parse_uids};
@@ -133,7 +133,34 @@ pub(in crate::config) static LOG: &[Key<Settings>] = &[
         Syntax::LogFilter,
         "What the supervisor's own log holds, a level or a filter per module."
     ),
-    choice!("access", log.access, AccessLogFormat, "Format of the access log, one line per request."),
+    choice!(
+        "access",
+        log.access,
+        AccessLogFormat,
+        "Format of the access log, one line per request: text and json say all that is known, combined is what Apache and \
+         nginx write under this name, template is what access_template says."
+    ),
+    Key {
+        name: "access_template",
+        doc: "What a line of the access log says where access is \"template\": text with the fields named above.",
+        need: Need::Optional("$client \"$request\" $status $bytes ${duration_us}us"),
+        access: Access::Text {
+            syntax: Syntax::LogTemplate,
+            get: |settings| settings.log.access_template.clone(),
+            set: |settings, text| {
+                settings.log.access_template = Some(text.to_owned());
+                Ok(())
+            },
+        },
+    },
+    choice!(
+        "access_escape",
+        log.access_escape,
+        AccessLogEscape,
+        "How values are written into access_template, so that no client can end a line, quotes or a word: text writes \
+         quotes, backslashes, control characters and what is not ASCII as \\xXX, outside of quotes spaces, too, and - for what \
+         is missing; json writes them as JSON does, and null or, in quotes, nothing, and the template must be JSON."
+    ),
     path!(
         "access_file",
         log.access_file,

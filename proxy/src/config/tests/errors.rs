@@ -208,7 +208,10 @@ fn choices() {
             "12: redirect \"slice\": unknown value; did you mean \"splice\"? use one of copy, splice, sockmap, auto",
         ),
         ("steering = \"numa\"", "12: steering \"numa\": unknown value; use one of cpu, rx-queue, hash, off"),
-        ("log.access = \"xml\"", "14: log.access \"xml\": unknown value; use one of off, text, json"),
+        (
+            "log.access = \"xml\"",
+            "14: log.access \"xml\": unknown value; use one of off, text, json, combined, template",
+        ),
     ]);
 }
 

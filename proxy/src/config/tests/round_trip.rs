@@ -9,9 +9,9 @@ use proptest::prelude::*;
 use proptest::sample::select;
 use proptest::test_runner::RngSeed;
 use underpass_command::state::{
-    AccessLogFormat, AtLimit, Backend, Balance, Check, Cluster, ForwardedFields, HashKey, Limits, Listener,
-    Log, Metrics, PathMatch, Protocol, ProxyProtocol, RedirectMode, RequestId, RetryOn, Route, SendProxy,
-    Settings, State, StatusRanges, SteeringPolicy, Timeouts, TraceContext, WhenAllDown,
+    AccessLogEscape, AccessLogFormat, AtLimit, Backend, Balance, Check, Cluster, ForwardedFields, HashKey,
+    Limits, Listener, Log, Metrics, PathMatch, Protocol, ProxyProtocol, RedirectMode, RequestId, RetryOn,
+    Route, SendProxy, Settings, State, StatusRanges, SteeringPolicy, Timeouts, TraceContext, WhenAllDown,
 };
 
 use crate::config::{Problem, Severity, parse, to_toml, validate};
@@ -65,13 +65,16 @@ fn log() -> impl Strategy<Value = Log> {
         select(vec!["info", "off", "WARN", "underpass=debug,warn", "a[span{field=\"x\\\\d\"}]=trace"]);
     // Whatever a file may be called: quotes, backslashes, brackets, more than ASCII.
     let file = "[^\\p{Cc}]{0,40}[^\\p{Cc}/]";
-    (level, select(AccessLogFormat::ALL), file, option::of(file)).prop_map(|(level, access, file, audit)| {
-        Log {
-            level: level.into(),
-            access,
-            access_file: PathBuf::from(file),
-            audit_file: audit.map(PathBuf::from),
-        }
+    // Good in both ways of escaping.
+    let template = select(vec!["\"$host\"", "{\"a\\\\\":$status}", "[\"é $$ ${http_user_agent}\"]"]);
+    let access = (select(AccessLogFormat::ALL), template, select(AccessLogEscape::ALL));
+    (level, access, file, option::of(file)).prop_map(|(level, (access, template, escape), file, audit)| Log {
+        level: level.into(),
+        access,
+        access_template: Some(template.into()),
+        access_escape: escape,
+        access_file: PathBuf::from(file),
+        audit_file: audit.map(PathBuf::from),
     })
 }
 

@@ -195,6 +195,8 @@ pub fn settled_differently(before: &Settings, after: &Settings) -> Vec<&'static 
         ("metrics.address", before.metrics.address == after.metrics.address),
         ("log.level", before.log.level == after.log.level),
         ("log.access", before.log.access == after.log.access),
+        ("log.access_template", before.log.access_template == after.log.access_template),
+        ("log.access_escape", before.log.access_escape == after.log.access_escape),
         ("log.access_file", before.log.access_file == after.log.access_file),
         ("limits.connections", old.connections == new.connections),
         ("limits.buffers", old.buffers == new.buffers),
