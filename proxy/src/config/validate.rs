@@ -133,6 +133,14 @@ fn check_settings(settings: &Settings, problems: &mut Vec<Problem>) {
         let fault = Fault::new(reason, "lower it, or raise limits.head_size_max");
         refuse("limits.target_size_max", limits.target_size_max, "limits.head_size_max", fault);
     }
+    if u64::from(limits.unsent_max) < limits.redirect_credit {
+        let reason = format!(
+            "below limits.redirect_credit, {}, and sockmap may pass on as much before the socket has sent it",
+            limits.redirect_credit
+        );
+        let fault = Fault::new(reason, "raise it, or lower limits.redirect_credit");
+        refuse("limits.unsent_max", limits.unsent_max, "limits.redirect_credit", fault);
+    }
     check_access_log(&settings.log, problems);
 }
 

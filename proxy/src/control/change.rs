@@ -131,7 +131,6 @@ impl Supervisor {
                 _ => {}
             }
         }
-        let backlog = self.configuration.settings().limits.backlog;
         // One that takes the place of another takes its sockets too: what waits there is not lost.
         let mut handed_on = Vec::new();
         added.retain(|listener| match removed.iter().find(|old| old.address == listener.address) {
@@ -141,7 +140,7 @@ impl Supervisor {
             }
             None => true,
         });
-        let opened = match sockets::open(&added, self.workers.len(), backlog) {
+        let opened = match sockets::open(&added, self.workers.len(), &self.configuration.settings().limits) {
             Ok(opened) => opened,
             Err(error) => {
                 self.sockets.extend(removed.into_iter().map(|sockets| (sockets.name.clone(), sockets)));

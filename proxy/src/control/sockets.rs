@@ -8,7 +8,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use socket2::{Domain, Protocol, Socket, Type};
-use underpass_command::state::Listener;
+use underpass_command::state::{Limits, Listener};
 
 /// Why a listener cannot be opened.
 #[derive(Debug, thiserror::Error)]
@@ -32,21 +32,21 @@ pub(super) struct ListenerSockets {
 
 /// Opens all listeners with one socket for each of `workers` workers.
 ///
-/// Nothing listens before everything is bound: where one address cannot be had, no connection to another is taken
+/// Every connection that one of them accepts takes over its bound on unsent bytes. Nothing listens before everything is bound: where one address cannot be had, no connection to another is taken
 /// in and then lost.
 pub(super) fn open(
     listeners: &[Listener],
     workers: usize,
-    backlog: u32,
+    limits: &Limits,
 ) -> Result<Vec<ListenerSockets>, SocketError> {
     let bound: Result<Vec<(&Listener, Vec<Socket>)>, SocketError> = listeners
         .iter()
         .map(|listener| {
-            let group = bind_group(listener.address, workers);
+            let group = bind_group(listener.address, workers, limits.unsent_max);
             group.map(|group| (listener, group)).map_err(|source| error(listener, source))
         })
         .collect();
-    bound?.into_iter().map(|(listener, group)| listen(listener, group, backlog)).collect()
+    bound?.into_iter().map(|(listener, group)| listen(listener, group, limits.backlog)).collect()
 }
 
 fn error(listener: &Listener, source: io::Error) -> SocketError {
@@ -67,7 +67,7 @@ fn listen(listener: &Listener, group: Vec<Socket>, backlog: u32) -> Result<Liste
 }
 
 /// Binds `workers` sockets to one address, none of them listening yet.
-fn bind_group(mut address: SocketAddr, workers: usize) -> io::Result<Vec<Socket>> {
+fn bind_group(mut address: SocketAddr, workers: usize, unsent_max: u32) -> io::Result<Vec<Socket>> {
     // With SO_REUSEPORT the kernel lets a second proxy of the same user join the group and take half of the
     // connections. One bind without it fails instead.
     if address.port() != 0 {
@@ -76,6 +76,8 @@ fn bind_group(mut address: SocketAddr, workers: usize) -> io::Result<Vec<Socket>
     let mut group = Vec::with_capacity(workers);
     for _ in 0..workers {
         let socket = bind(address, true)?;
+        // tcp(7) does not say so, but a connection is a copy of its listener: no call for each one.
+        socket.set_tcp_notsent_lowat(unsent_max)?;
         // Port 0: the others join the first one's port.
         if let Some(bound) = socket.local_addr()?.as_socket() {
             address.set_port(bound.port());
@@ -142,13 +144,14 @@ mod tests {
 
     #[test]
     fn every_worker_has_a_socket_on_the_same_port() {
-        let opened = open(&[Listener::new("web", any_port())], 3, 16).expect("loopback");
+        let opened = open(&[Listener::new("web", any_port())], 3, &Limits::default()).expect("loopback");
         assert_eq!(opened[0].sockets.len(), 3);
         assert_ne!(opened[0].address.port(), 0);
         for socket in opened[0].sockets.iter().flatten() {
             let socket = Socket::from(socket.try_clone().expect("dup"));
             assert_eq!(socket.local_addr().expect("bound").as_socket(), Some(opened[0].address));
             assert!(socket.is_listener().expect("getsockopt"));
+            assert_eq!(socket.tcp_notsent_lowat().expect("getsockopt"), Limits::default().unsent_max);
         }
         TcpStream::connect(opened[0].address).expect("the kernel accepts");
     }
@@ -156,9 +159,10 @@ mod tests {
     #[test]
     fn an_address_in_use_is_refused_even_if_it_is_shared() {
         let plain = TcpListener::bind(any_port()).expect("loopback");
-        let shared = open(&[Listener::new("first", any_port())], 2, 16).expect("loopback");
+        let shared = open(&[Listener::new("first", any_port())], 2, &Limits::default()).expect("loopback");
         for taken in [plain.local_addr().expect("bound"), shared[0].address] {
-            let error = open(&[Listener::new("web", taken)], 2, 16).expect_err("in use").to_string();
+            let error =
+                open(&[Listener::new("web", taken)], 2, &Limits::default()).expect_err("in use").to_string();
             assert!(error.starts_with(&format!("listener \"web\": address {taken}: in use")), "{error}");
         }
     }
@@ -168,7 +172,7 @@ mod tests {
         let taken = TcpListener::bind(any_port()).expect("loopback");
         let free = TcpListener::bind(any_port()).expect("loopback").local_addr().expect("bound");
         let both = [Listener::new("free", free), Listener::new("taken", taken.local_addr().expect("bound"))];
-        open(&both, 1, 16).expect_err("in use");
+        open(&both, 1, &Limits::default()).expect_err("in use");
         assert!(TcpStream::connect(free).is_err());
     }
 
@@ -176,7 +180,8 @@ mod tests {
     fn a_foreign_address_says_so() {
         // TEST-NET-1, RFC 5737: no interface has it.
         let address = "192.0.2.1:0".parse().expect("an address");
-        let error = open(&[Listener::new("web", address)], 1, 16).expect_err("not ours").to_string();
+        let error =
+            open(&[Listener::new("web", address)], 1, &Limits::default()).expect_err("not ours").to_string();
         assert!(error.contains("no interface"), "{error}");
     }
 

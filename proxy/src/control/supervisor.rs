@@ -116,7 +116,7 @@ impl Supervisor {
         let (handle, requests) = Handle::new(events.clone());
         let mut admin = admin::Server::bind(&settings.admin_socket)?;
         let sockets = configuration.listeners().values().cloned().collect::<Vec<_>>();
-        let sockets = sockets::open(&sockets, cpus.len(), settings.limits.backlog)?;
+        let sockets = sockets::open(&sockets, cpus.len(), &settings.limits)?;
         let steering = Steering::start(settings.steering, &cpus, generation, &sockets);
         let redirection = Redirection::start(&settings.limits, cpus.len());
         let blocks: Result<Vec<Block>, _> = cpus.iter().map(|_| Block::create()).collect();

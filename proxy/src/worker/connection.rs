@@ -1,11 +1,13 @@
 //! Connections to backends and their pools.
 
 use std::io::{self, IoSlice};
+use std::net::SocketAddr;
 
 use mio::net::TcpStream;
 use mio::{Interest, Token};
 use slab::Slab;
-use underpass_command::state::{SendProxy, Settings};
+use socket2::{Domain, Protocol, Socket, Type};
+use underpass_command::state::{Limits, SendProxy, Settings};
 
 use super::core::{Core, Presence};
 use super::event_loop::{Kind, token};
@@ -49,9 +51,7 @@ pub(super) fn open(
         let reason = "the worker's limit of connections to backends is reached";
         return Err(io::Error::new(io::ErrorKind::QuotaExceeded, reason));
     }
-    let mut stream = TcpStream::connect(core.upstreams[upstream as usize].address)?;
-    // Heads and small bodies go out in one piece each; Nagle's algorithm would only hold them back.
-    stream.set_nodelay(true)?;
+    let mut stream = connect(core.upstreams[upstream as usize].address, &core.settings.limits)?;
     let entry = connections.vacant_entry();
     let key = entry.key();
     let generation = core.next_generation();
@@ -69,6 +69,22 @@ pub(super) fn open(
     core.count(Counter::BackendConnects);
     core.gauge(Counter::BackendsOpen, true);
     Ok(key)
+}
+
+/// Begins to connect, with bounds on what the kernel will hold for the connection. Those on what it receives come first,
+/// because the window that it offers goes by them.
+fn connect(address: SocketAddr, limits: &Limits) -> io::Result<TcpStream> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
+    if limits.backend_receive_size > 0 {
+        socket.set_recv_buffer_size(limits.backend_receive_size as usize)?;
+    }
+    socket.set_tcp_notsent_lowat(limits.unsent_max)?;
+    // Heads and small bodies go out in one piece each; Nagle's algorithm would only hold them back.
+    socket.set_tcp_nodelay(true)?;
+    match socket.connect(&address.into()) {
+        Err(error) if error.raw_os_error() != Some(libc::EINPROGRESS) => Err(error),
+        _ => Ok(TcpStream::from_std(socket.into())),
+    }
 }
 
 /// Tells a backend who the client is, where its cluster wants to know: before the first byte, in one piece.

@@ -425,6 +425,7 @@ impl Core {
             pipe_size: sized.pipe_size,
             redirect_flows: sized.redirect_flows,
             redirect_credit: sized.redirect_credit,
+            unsent_max: sized.unsent_max,
             ..settings.limits
         };
         self.settings = Settings { limits, ..settings };

@@ -145,6 +145,10 @@ pub struct Limits {
     pub redirect_flows: u32,
     /// Bytes that sockmap may redirect before the target has drained what it got: the credit of one direction.
     pub redirect_credit: u64,
+    /// Bytes that a socket of the proxy may hold unsent; what comes after them waits at its source.
+    pub unsent_max: u32,
+    /// Size in bytes of the receive buffer of each connection to a backend; 0 leaves it to the kernel.
+    pub backend_receive_size: u32,
     /// Length of each listening socket's accept queue.
     pub backlog: u32,
     /// Idle connections that one worker keeps to one backend.
@@ -167,6 +171,8 @@ impl Default for Limits {
             pipe_size: 1024 * 1024,
             redirect_flows: 4096,
             redirect_credit: 1024 * 1024,
+            unsent_max: 1024 * 1024,
+            backend_receive_size: 512 * 1024,
             backlog: 1024,
             backend_idle: 256,
             requests_per_connection: 0,

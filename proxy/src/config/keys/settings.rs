@@ -292,6 +292,22 @@ pub(in crate::config) static LIMITS: &[Key<Settings>] = &[
         "Bytes that sockmap may pass on in one direction before the target has drained what it got."
     ),
     integer!(
+        "unsent_max",
+        limits.unsent_max,
+        64 * 1024..=64 * 1024 * 1024,
+        "bytes",
+        "Bytes that a socket may hold for a peer that does not take them (TCP_NOTSENT_LOWAT); what comes after them waits at \
+         its source. At least redirect_credit."
+    ),
+    integer!(
+        "backend_receive_size",
+        limits.backend_receive_size,
+        0..=64 * 1024 * 1024,
+        "bytes",
+        "Receive buffer of each connection to a backend (SO_RCVBUF; net.core.rmem_max is its bound). One connection gets about \
+         this much in a round trip. 0 means that the kernel lets it grow, up to net.ipv4.tcp_rmem."
+    ),
+    integer!(
         "backlog",
         limits.backlog,
         1..=65535,

@@ -22,7 +22,10 @@ fn limits() -> impl Strategy<Value = Limits> {
             .prop_flat_map(|(buffer, head)| (Just(buffer), Just(head), 16..head))
     });
     let counts = (1..=1_048_576_u32, 0..=4_194_304_u32, 1..=500_u16, 0..=524_288_u32, 1..=65_535_u32);
-    let redirect = (0..=1_048_576_u32, 65_536..=67_108_864_u64);
+    let redirect = (65_536..=67_108_864_u32).prop_flat_map(|unsent_max| {
+        let receive = prop_oneof![Just(0), 1..=67_108_864_u32];
+        (0..=1_048_576_u32, 65_536..=u64::from(unsent_max), Just(unsent_max), receive)
+    });
     (sizes, counts, 0..=(1_u64 << 60), 4096..=67_108_864_u32, 0..=1_048_576_u32, any::<u32>(), redirect)
         .prop_map(|(sizes, counts, body, pipe_size, backend_idle, requests, redirect)| {
             let (buffer_size, head_size_max, target_size_max) = sizes;
@@ -41,6 +44,8 @@ fn limits() -> impl Strategy<Value = Limits> {
                 requests_per_connection: requests,
                 redirect_flows: redirect.0,
                 redirect_credit: redirect.1,
+                unsent_max: redirect.2,
+                backend_receive_size: redirect.3,
             }
         })
 }

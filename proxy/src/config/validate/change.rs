@@ -208,6 +208,7 @@ pub fn settled_differently(before: &Settings, after: &Settings) -> Vec<&'static 
         ("limits.pipe_size", old.pipe_size == new.pipe_size),
         ("limits.redirect_flows", old.redirect_flows == new.redirect_flows),
         ("limits.redirect_credit", old.redirect_credit == new.redirect_credit),
+        ("limits.unsent_max", old.unsent_max == new.unsent_max),
         ("limits.backlog", old.backlog == new.backlog),
     ];
     settled.into_iter().filter(|(_, same)| !same).map(|(key, _)| key).collect()
@@ -238,6 +239,7 @@ pub fn keep_settled(saved: &mut Settings, file: &Settings) {
     saved.log = file.log.clone();
     saved.limits = underpass_command::state::Limits {
         request_body_size_max: limits.request_body_size_max,
+        backend_receive_size: limits.backend_receive_size,
         backend_idle: limits.backend_idle,
         requests_per_connection: limits.requests_per_connection,
         ..file.limits.clone()
