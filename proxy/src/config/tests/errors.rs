@@ -184,6 +184,11 @@ fn a_limit_that_contradicts_a_default_is_told_at_its_own_line() {
         "22: limits.head_size_max 16384: above limits.buffer_size, 8192, and a head must fit into one buffer; lower \
          it, or raise limits.buffer_size",
     )]);
+    settings_say(&[(
+        "limits.redirect_credit = 2097152",
+        "26: limits.unsent_max 1048576: below limits.redirect_credit, 2097152, and sockmap may pass on as much before the \
+         socket has sent it; raise it, or lower limits.redirect_credit",
+    )]);
 }
 
 #[test]
