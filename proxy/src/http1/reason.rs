@@ -81,6 +81,7 @@ reasons! {
     ConnectRefused = 501 "connect_refused" "CONNECT is not allowed here.",
     Misdirected = 421 "misdirected" "This host is not served here.",
     RouteMissing = 404 "route_missing" "Nothing is served under this path.",
+    MethodNotAllowed = 405 "method_not_allowed" "This is not served with this method.",
     RouteRefused = 403 "route_refused" "This is not served.",
     AuthRequired = 401 "auth_required" "A name and a password are needed here.",
     RewriteInvalid = 400 "rewrite_invalid" "What the request is rewritten to is not valid.",

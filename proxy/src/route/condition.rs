@@ -52,8 +52,17 @@ impl Conditions {
     pub(super) fn hold(&self, asked: &Asked<'_>) -> bool {
         let method =
             self.methods.is_empty() || self.methods.iter().any(|method| method.as_bytes() == asked.method);
-        method
-            && self.headers.iter().zip(&self.patterns).all(|(header, pattern)| meets(header, pattern, asked))
+        method && self.hold_but_method(asked)
+    }
+
+    /// Whether a request meets those of header fields.
+    pub(super) fn hold_but_method(&self, asked: &Asked<'_>) -> bool {
+        self.headers.iter().zip(&self.patterns).all(|(header, pattern)| meets(header, pattern, asked))
+    }
+
+    /// The methods, of which a request must have one; none for any.
+    pub(super) fn methods(&self) -> &[String] {
+        &self.methods
     }
 }
 

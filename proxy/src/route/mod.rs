@@ -17,6 +17,7 @@
 #![deny(clippy::disallowed_methods)]
 
 mod actions;
+mod allowed;
 mod auth;
 mod condition;
 mod paths;
@@ -31,6 +32,7 @@ use regex::bytes::Regex;
 use underpass_command::state::{Route, RouteKey};
 
 pub use actions::{Actions, EDITS_MAX, Edits, Invalid, Own, REDIRECT_STATUSES, Redirect, Rewritten, Target};
+pub use allowed::Allowed;
 pub use auth::{Auth, USERS_MAX};
 pub(crate) use auth::{CREDENTIALS_SIZE_MAX, user_of};
 pub use pattern::{PATTERN_SIZE_MAX, compile as compile_pattern};
@@ -38,7 +40,7 @@ pub use template::{Groups, IN_ANSWER, TEMPLATE_SIZE_MAX, Template, Values};
 
 use crate::http1::Fields;
 use condition::Conditions;
-use paths::{Paths, RegexOrder, regex_order};
+use paths::{Paths, RegexOrder, Slot, regex_order};
 use tree::Tree;
 
 /// Longest host name looked up; RFC 1035 section 2.3.4 allows 255 octets.
@@ -137,16 +139,22 @@ impl ByListener {
         self.own.retain(|(_, paths)| !paths.is_empty());
     }
 
-    /// The listener's own routes, then everybody's.
+    /// Visits the listener's own routes, then everybody's.
     #[inline]
-    fn find(&self, listener: u32, asked: &Asked<'_>, known: &mut bool) -> Option<&Destination> {
+    fn visit<'a, R>(
+        &'a self,
+        listener: u32,
+        path: &[u8],
+        known: &mut bool,
+        visit: &mut impl FnMut(&'a Slot) -> Option<R>,
+    ) -> Option<R> {
         let own = match self.own.as_slice() {
             [] => None,
             own => own.binary_search_by_key(&listener, |(number, _)| *number).ok().map(|at| &own[at].1),
         };
         own.into_iter().chain(&self.everywhere).find_map(|paths| {
             *known = true;
-            paths.find(asked)
+            paths.visit(path, visit)
         })
     }
 }
@@ -259,6 +267,33 @@ impl Table {
     /// Finds the route of a request that came in by a listener.
     pub fn find(&self, listener: u32, asked: &Asked<'_>) -> Found<'_> {
         let mut known = false;
+        match self.visit(listener, asked, &mut known, |slot| slot.find(asked)) {
+            Some(destination) => Found::Route(destination),
+            None if known => Found::NoPath,
+            None => Found::NoHost,
+        }
+    }
+
+    /// The methods with which a request that takes no route would take one. It costs another lookup.
+    pub fn allowed(&self, listener: u32, asked: &Asked<'_>) -> Allowed<'_> {
+        let mut allowed = Allowed::default();
+        self.visit(listener, asked, &mut false, |slot| {
+            slot.allowed(asked, &mut allowed);
+            None::<()>
+        });
+        allowed.sorted()
+    }
+
+    /// Visits the routes that match in listener, host and path, in their order, until one gives an outcome. `known` becomes
+    /// true when the host is.
+    #[inline]
+    fn visit<'a, R>(
+        &'a self,
+        listener: u32,
+        asked: &Asked<'_>,
+        known: &mut bool,
+        mut visit: impl FnMut(&'a Slot) -> Option<R>,
+    ) -> Option<R> {
         let mut reversed = [0u8; HOST_SIZE_MAX];
         let host = &asked.host[..asked.host.len().min(HOST_SIZE_MAX)];
         // RFC 3986 section 3.2.2: a name may end with the root's dot; it is the same name.
@@ -269,32 +304,25 @@ impl Table {
         let name = &reversed[..host.len()];
         let by_name = self.hosts.longest_first(name, |host, length| {
             let whole = length == name.len();
-            let exact = if whole { host.exact.find(listener, asked, &mut known) } else { None };
-            exact.or_else(|| host.below.find(listener, asked, &mut known))
+            if whole && let Some(outcome) = host.exact.visit(listener, asked.path, known, &mut visit) {
+                return Some(outcome);
+            }
+            host.below.visit(listener, asked.path, known, &mut visit)
         });
-        let found = by_name
-            .or_else(|| self.find_by_regex(listener, asked, &mut reversed[..host.len()], &mut known))
-            .or_else(|| self.any.find(listener, asked, &mut known));
-        match found {
-            Some(destination) => Found::Route(destination),
-            None if known => Found::NoPath,
-            None => Found::NoHost,
+        if by_name.is_some() {
+            return by_name;
         }
-    }
-
-    fn find_by_regex(
-        &self,
-        listener: u32,
-        asked: &Asked<'_>,
-        reversed: &mut [u8],
-        known: &mut bool,
-    ) -> Option<&Destination> {
-        if self.regexes.is_empty() {
-            return None;
+        if !self.regexes.is_empty() {
+            let host = &mut reversed[..host.len()];
+            host.reverse();
+            let mut matching = self.regexes.iter().filter(|by_regex| by_regex.regex.is_match(host));
+            let by_regex =
+                matching.find_map(|by_regex| by_regex.routes.visit(listener, asked.path, known, &mut visit));
+            if by_regex.is_some() {
+                return by_regex;
+            }
         }
-        reversed.reverse();
-        let mut matching = self.regexes.iter().filter(|by_regex| by_regex.regex.is_match(reversed));
-        matching.find_map(|by_regex| by_regex.routes.find(listener, asked, known))
+        self.any.visit(listener, asked.path, known, &mut visit)
     }
 
     /// Where the routes of a host stand, made where there are none yet.

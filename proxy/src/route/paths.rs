@@ -7,7 +7,7 @@ use underpass_command::state::{PathMatch, RouteKey};
 
 use super::condition::Conditions;
 use super::tree::Tree;
-use super::{Asked, Destination, pattern};
+use super::{Allowed, Asked, Destination, pattern};
 
 /// Routes by path.
 #[derive(Debug, Default)]
@@ -41,7 +41,7 @@ pub(super) fn regex_order(priority: u16, text: &str) -> RegexOrder {
 
 /// Routes that differ in nothing but conditions, in the order in which they are tried.
 #[derive(Debug, Default)]
-struct Slot(Vec<Entry>);
+pub(super) struct Slot(Vec<Entry>);
 
 #[derive(Debug)]
 struct Entry {
@@ -50,9 +50,19 @@ struct Entry {
 }
 
 impl Slot {
-    fn find(&self, asked: &Asked<'_>) -> Option<&Destination> {
+    #[inline]
+    pub(super) fn find(&self, asked: &Asked<'_>) -> Option<&Destination> {
         let met = |entry: &&Entry| entry.conditions.as_ref().is_none_or(|conditions| conditions.hold(asked));
         self.0.iter().find(met).map(|entry| &entry.destination)
+    }
+
+    /// Tells the methods of the routes that a request would take if it had another.
+    pub(super) fn allowed<'a>(&'a self, asked: &Asked<'_>, allowed: &mut Allowed<'a>) {
+        for conditions in self.0.iter().filter_map(|entry| entry.conditions.as_deref()) {
+            if conditions.hold_but_method(asked) {
+                conditions.methods().iter().for_each(|method| allowed.add(method));
+            }
+        }
     }
 
     /// True when it is one more.
@@ -136,29 +146,47 @@ impl Paths {
         removed
     }
 
-    /// Exact, then regular expressions, then the longest prefix: one that takes every path leaves the others theirs.
+    /// Visits the routes that match a path until one gives an outcome: exact, then regular expressions, then the longest
+    /// prefix, so that one that takes every path leaves the others theirs.
     #[inline]
-    pub(super) fn find(&self, asked: &Asked<'_>) -> Option<&Destination> {
+    pub(super) fn visit<'a, R>(
+        &'a self,
+        path: &[u8],
+        visit: &mut impl FnMut(&'a Slot) -> Option<R>,
+    ) -> Option<R> {
         if self.regexes.is_empty() {
             // Nearly always: one way down the tree finds both.
-            return self.find_plain(asked, true, true);
+            return self.visit_plain(path, true, true, visit);
         }
-        let by_regex = || {
-            let mut matching = self.regexes.iter().filter(|by_regex| by_regex.regex.is_match(asked.path));
-            matching.find_map(|by_regex| by_regex.slot.find(asked))
-        };
-        self.find_plain(asked, true, false).or_else(by_regex).or_else(|| self.find_plain(asked, false, true))
+        if let Some(outcome) = self.visit_plain(path, true, false, visit) {
+            return Some(outcome);
+        }
+        let mut matching = self.regexes.iter().filter(|by_regex| by_regex.regex.is_match(path));
+        if let Some(outcome) = matching.find_map(|by_regex| visit(&by_regex.slot)) {
+            return Some(outcome);
+        }
+        self.visit_plain(path, false, true, visit)
     }
 
     #[inline]
-    fn find_plain(&self, asked: &Asked<'_>, exact: bool, prefixes: bool) -> Option<&Destination> {
-        let path = asked.path;
+    fn visit_plain<'a, R>(
+        &'a self,
+        path: &[u8],
+        exact: bool,
+        prefixes: bool,
+        visit: &mut impl FnMut(&'a Slot) -> Option<R>,
+    ) -> Option<R> {
         self.tree.longest_first(path, |node, length| {
             let whole = length == path.len();
-            let found = if exact && whole { node.exact.find(asked) } else { None };
+            if exact
+                && whole
+                && let Some(outcome) = visit(&node.exact)
+            {
+                return Some(outcome);
+            }
             // A prefix ends at a segment's border.
             let border = || whole || path[length] == b'/' || path[..length].ends_with(b"/");
-            found.or_else(|| if prefixes && border() { node.prefix.find(asked) } else { None })
+            if prefixes && border() { visit(&node.prefix) } else { None }
         })
     }
 }

@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::cmp::Reverse;
+use std::collections::BTreeSet;
 
 use proptest::collection::vec;
 use proptest::option;
@@ -16,7 +17,7 @@ use crate::http1::{Fields, Limits, parse_request};
 const LIMITS: Limits = Limits { head_size_max: 4096, header_count_max: 32, target_size_max: 1024 };
 
 /// A request and what was asked for in it.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Request {
     method: String,
     host: String,
@@ -37,6 +38,15 @@ impl Request {
 
     /// What the table finds for it, as the number of a cluster.
     fn find(&self, table: &Table, listener: u32) -> Result<u32, Missing> {
+        self.asked(|asked| match table.find(listener, asked) {
+            Found::Route(destination) => Ok(destination.cluster.expect("a cluster")),
+            Found::NoPath => Err(Missing::Path),
+            Found::NoHost => Err(Missing::Host),
+        })
+    }
+
+    /// What is done with it as a table sees it.
+    fn asked<R>(&self, done: impl FnOnce(&Asked<'_>) -> R) -> R {
         let mut text = format!("{} {} HTTP/1.1\r\nHost: a\r\n", self.method, self.path);
         for (name, value) in &self.fields {
             text.push_str(&format!("{name}: {value}\r\n"));
@@ -51,11 +61,7 @@ impl Request {
             fields: &fields,
             bytes: text.as_bytes(),
         };
-        match table.find(listener, &asked) {
-            Found::Route(destination) => Ok(destination.cluster.expect("a cluster")),
-            Found::NoPath => Err(Missing::Path),
-            Found::NoHost => Err(Missing::Host),
-        }
+        done(&asked)
     }
 }
 
@@ -337,6 +343,17 @@ proptest! {
                 let found = request.find(&table, numbers[index]);
                 prop_assert_eq!(found.ok(), expected, "{} {}", request.host, request.path);
                 prop_assert_eq!(request.find(&other, others[index]), found);
+                if expected.is_none() {
+                    let methods = routes.iter().flat_map(|(route, _)| &route.methods);
+                    let with = |method: &String| Request { method: method.clone(), ..request.clone() };
+                    let allowed: BTreeSet<&String> =
+                        methods.filter(|method| promised(&routes, listener, &with(method)).is_some()).collect();
+                    let told = request.asked(|asked| {
+                        let allowed = table.allowed(numbers[index], asked);
+                        allowed.methods().iter().map(|method| (*method).to_owned()).collect::<Vec<_>>()
+                    });
+                    prop_assert!(told.iter().eq(allowed), "{:?} {:?}", told, request);
+                }
             }
         }
         for (route, _) in &routes {

@@ -247,8 +247,9 @@ impl OwnAnswers {
         if status != 204 {
             let _ = write!(text, "Content-Length: {}\r\n", body.len());
         }
-        if status == 405 {
-            text.extend_from_slice(ALLOW.as_bytes()); // RFC 9110 section 15.5.6
+        // RFC 9110 section 15.5.6: it must be there; where routes decide, `fields` has it.
+        if status == 405 && !fields.starts_with(b"Allow: ") {
+            text.extend_from_slice(ALLOW.as_bytes());
         }
         if status == 503 && !named.is_some_and(|named| named.retry_after) {
             text.extend_from_slice(b"Retry-After: 1\r\n");

@@ -7,16 +7,20 @@ use underpass_command::state::{RequestId, RetryOn};
 use super::actions::request_changes;
 use super::connection::{self, Idle};
 use super::event_loop::Worker;
+use super::own::OwnAnswers;
 use super::random::RequestName;
 use super::session::{BUFFERS_PER_REQUEST, Exchange, Phase, Step};
 use super::trace::Trace;
 use crate::forward::{Broken, Buffer, Received};
 use crate::http1::{Framing, Known, Method, Reason, RequestEdit, RequestHead, edit_request, parse_request};
 use crate::metrics::{Counter, Peer};
-use crate::route::{Asked, Destination, Found};
+use crate::route::{Allowed, Asked, Destination, Found};
 
 /// Reads for one head before the others get their turn: there may be any number of empty lines before it.
 const READS_MAX: usize = 16;
+
+/// The longest value of an `Allow` field in bytes: 32 methods of 128 bytes, and what stands between them.
+const ALLOW_SIZE_MAX: usize = 32 * 130;
 
 impl Worker {
     /// Reads until a head is complete, then begins its request.
@@ -179,6 +183,10 @@ impl Worker {
                     // `Actions::new` refuses routes that lead nowhere.
                     (None, None) => self.refuse(key, Reason::RouteMissing),
                 }
+            }
+            Err(Reason::RouteMissing) => {
+                let reason = missing(core.routes.allowed(listener.scope, &asked), &mut core.own);
+                self.refuse(key, reason)
             }
             Err(reason) => self.refuse(key, reason),
         }
@@ -434,6 +442,19 @@ impl Worker {
             connection::close(core, connections, connection);
         }
     }
+}
+
+/// Why there is no route for a request that would take one with these methods. RFC 9110 section 15.5.6: they are told.
+fn missing(allowed: Allowed<'_>, own: &mut OwnAnswers) -> Reason {
+    if allowed.methods().is_empty() {
+        return Reason::RouteMissing;
+    }
+    let written = own.add_field_with("Allow", ALLOW_SIZE_MAX, |out| {
+        allowed.write(out);
+        Ok::<_, std::convert::Infallible>(())
+    });
+    debug_assert!(written.is_ok());
+    Reason::MethodNotAllowed
 }
 
 /// Whether a request may be sent twice: RFC 9110 section 9.2.2, and no body ever is.

@@ -239,7 +239,57 @@ fn methods_and_header_fields_choose_the_route() {
     assert_eq!(ask(&worker, &get("/", "cookie: a=b; beta=1\r\n")).status(), 418);
     assert_eq!(ask(&worker, &get("/", "cookie: a=b; alphabeta=1\r\n")).status(), 200);
     let response = ask(&worker, "DELETE / HTTP/1.1\r\nHost: a\r\n\r\n");
-    assert_eq!(response.status(), 404);
+    assert_eq!((response.status(), response.value("Allow")), (405, Some("GET, HEAD")));
+    worker.stop();
+}
+
+/// RFC 9110 section 15.5.6.
+#[test]
+fn a_method_that_no_route_takes_is_told_which_ones_do() {
+    let backend = Backend::answering(OK);
+    let worker = worker(&backend, |state| {
+        let to = |methods: &[&str]| Route {
+            methods: methods.iter().map(|method| (*method).into()).collect(),
+            ..Route::new("app")
+        };
+        state.routes.push(at("/a", to(&["PUT", "GET"])));
+        state.routes.push(at("/a/b", to(&["POST"])));
+        let header = HeaderMatch { name: "X-Beta".into(), value: ValueMatch::Any, not: false };
+        state.routes.push(at("/a", Route { headers: vec![header.clone()], ..to(&["PATCH"]) }));
+        state.routes.push(at("/c", Route { headers: vec![header], ..Route::new("app") }));
+    });
+    let allowed = |request: &str| {
+        let response = ask(&worker, request);
+        (response.status(), response.value("Allow").unwrap_or_default().to_owned())
+    };
+    let told = |status, methods: &str| (status, methods.to_owned());
+    assert_eq!(allowed("DELETE /a HTTP/1.1\r\nHost: a\r\n\r\n"), told(405, "GET, PUT"));
+    // What stands above it would take it, too.
+    assert_eq!(allowed("DELETE /a/b HTTP/1.1\r\nHost: a\r\n\r\n"), told(405, "GET, POST, PUT"));
+    assert_eq!(allowed("DELETE /a HTTP/1.1\r\nHost: a\r\nX-Beta: 1\r\n\r\n"), told(405, "GET, PATCH, PUT"));
+    // Another method would not help: a header field is missing, or the path.
+    assert_eq!(allowed("GET /c HTTP/1.1\r\nHost: a\r\n\r\n"), told(404, ""));
+    assert_eq!(allowed("DELETE /d HTTP/1.1\r\nHost: a\r\n\r\n"), told(404, ""));
+    // It is as good a connection as before, and an answer to HEAD has no body.
+    let mut client = Peer::connect(worker.address());
+    for _ in 0..2 {
+        client.send("DELETE /a HTTP/1.1\r\nHost: a\r\n\r\n");
+        assert_eq!(client.response().status(), 405);
+    }
+    drop(client);
+    worker.stop();
+}
+
+#[test]
+fn a_custom_answer_may_stand_for_it_and_the_methods_stay() {
+    let backend = Backend::answering(OK);
+    let worker = worker(&backend, |state| {
+        state.routes.push(Route { methods: vec!["GET".into()], ..Route::new("app") });
+        state.answers.push(Answer::new("no", 0, "not so"));
+        state.listeners[0].answers.push(AnswerFor { status: 405, answer: "no".into() });
+    });
+    let response = ask(&worker, "PUT / HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n");
+    assert_eq!((response.status(), response.value("Allow"), response.text()), (405, Some("GET"), "not so"));
     worker.stop();
 }
 
