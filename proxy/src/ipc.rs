@@ -78,9 +78,19 @@ pub enum ToWorker {
         /// Only those of the cluster of this number.
         cluster: Option<u32>,
     },
+    /// Tell the steering program how this worker is, from now on. Before [`ToWorker::Run`] where no other process does it in the
+    /// worker's place, else once that one has said [`ToSupervisor::HandedOver`]: two must never publish in one slot.
+    Publish,
     /// The state is complete: accept connections. Answered with [`ToSupervisor::Running`].
     Run,
-    /// Finish what is under way, take nothing new, then exit with status 0.
+    /// A successor accepts connections from the same sockets: leave those to it, with all that waits there, finish what is under
+    /// way, then exit with status 0. Answered with [`ToSupervisor::HandedOver`].
+    HandOver {
+        /// After so long the remaining connections are cut.
+        deadline_ms: u64,
+    },
+    /// Serve what waits in the accept queues, finish what is under way, take nothing new, then exit with status 0. Whoever
+    /// drains already has the nearer of both deadlines.
     Drain {
         /// After so long the remaining connections are cut.
         deadline_ms: u64,
@@ -228,6 +238,8 @@ pub enum ToSupervisor {
         /// Process id of the worker.
         pid: u32,
     },
+    /// The listening sockets and the slot of the steering program are left to the successor.
+    HandedOver,
     /// A change was carried out.
     Done {
         /// The change's number.

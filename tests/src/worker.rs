@@ -248,7 +248,9 @@ impl Worker {
         busy
     }
 
-    fn told(&self) -> ToSupervisor {
+    /// What it says next.
+    #[track_caller]
+    pub fn told(&self) -> ToSupervisor {
         let channel = self.channel.as_ref().expect("the worker runs");
         let told = until("a word from the worker", || channel.receive().ok());
         told.expect("the worker closed the control channel").0

@@ -8,6 +8,7 @@
 //! | `GET /v1/listeners`, `/v1/clusters`, `/v1/backends`, `/v1/routes`, `/v1/answers` | | [`Page`], selected by [`Select`] |
 //! | `GET /v1/clusters/NAME` | | [`Cluster`](crate::state::Cluster) |
 //! | `GET /v1/workers` | | list of [`WorkerStatus`] |
+//! | `POST /v1/workers/N/drain` | [`WorkerDrain`], or none | [`WorkerDraining`]; 409 where it drains already |
 //! | `POST /v1/drain` | | [`Draining`] |
 //! | `POST /v1/save` | | [`Saved`] |
 //! | `POST /v1/reload` | | [`Changed`] |
@@ -26,10 +27,12 @@
 mod lists;
 mod sessions;
 mod top;
+mod workers;
 
 pub use lists::*;
 pub use sessions::*;
 pub use top::*;
+pub use workers::*;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -78,64 +81,6 @@ pub struct Status {
     pub access_log_lost_bytes: u64,
     /// The counters of all workers together.
     pub total: Counters,
-}
-
-/// One worker.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
-#[serde(default)]
-pub struct WorkerStatus {
-    /// Its number, from 0.
-    pub index: u16,
-    /// Its process, while there is one.
-    pub pid: Option<u32>,
-    /// The CPU that it is pinned to.
-    pub cpu: Option<u16>,
-    /// What it does.
-    pub state: WorkerState,
-    /// How often it was started again.
-    pub restarts: u64,
-    /// How its last predecessor ended.
-    pub last_exit: Option<String>,
-    /// What it and its predecessors have counted.
-    pub counters: Counters,
-}
-
-/// What a worker does.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
-#[serde(rename_all = "snake_case")]
-pub enum WorkerState {
-    /// Started; takes the state.
-    #[default]
-    Starting,
-    /// Accepts connections.
-    Running,
-    /// Died too often in a short time; is started again after a pause.
-    Waiting,
-    /// Finishes what is under way.
-    Draining,
-    /// Has ended and will not be started again.
-    Ended,
-}
-
-impl WorkerState {
-    /// The name that JSON uses.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Starting => "starting",
-            Self::Running => "running",
-            Self::Waiting => "waiting",
-            Self::Draining => "draining",
-            Self::Ended => "ended",
-        }
-    }
-}
-
-impl fmt::Display for WorkerState {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(self.name())
-    }
 }
 
 /// One listener.
@@ -416,6 +361,14 @@ pub enum EventKind {
         worker: u16,
         /// How.
         reason: String,
+    },
+    /// A process of a worker that was drained has ended; another one serves since its drain began.
+    WorkerDrained {
+        /// Its number.
+        worker: u16,
+        /// How it ended, if not by itself.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        reason: Option<String>,
     },
     /// The configuration has changed in every worker.
     Changed {

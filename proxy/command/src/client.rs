@@ -12,8 +12,8 @@ use serde::de::DeserializeOwned;
 
 use crate::api::{
     BackendEntry, ChangeRequest, Changed, Draining, ErrorBody, Page, RedirectChange, RedirectStatus, Saved,
-    Select, SessionSelect, Sessions, StateDocument, Status, SteeringChange, SteeringStatus, Top,
-    WorkerStatus,
+    Select, SessionSelect, Sessions, StateDocument, Status, SteeringChange, SteeringStatus, Top, WorkerDrain,
+    WorkerDraining, WorkerStatus,
 };
 use crate::events::Events;
 use crate::http::{Connection, Request, Response};
@@ -255,6 +255,12 @@ impl Client {
     /// Makes the configuration that of its file, with all that was added and removed there.
     pub fn reload(&self, dry_run: bool) -> Result<Changed, ClientError> {
         self.post(if dry_run { "/v1/reload?dry_run=true" } else { "/v1/reload" })
+    }
+
+    /// Lets a worker's process finish what it has while another takes its place. Returns when that accepts connections; the event
+    /// `worker_drained` tells of the end.
+    pub fn drain_worker(&self, worker: u16, order: WorkerDrain) -> Result<WorkerDraining, ClientError> {
+        self.send("POST", &format!("/v1/workers/{worker}/drain"), &order)
     }
 
     /// Lets the proxy finish what is under way, take nothing new, and end. Returns at once.

@@ -29,6 +29,13 @@ pub(super) fn status(status: &Status) -> String {
     line(&mut out, &sockmap);
     out.push('\n');
     out.push_str(&table(&worker_rows(status)));
+    for worker in &status.workers {
+        if let Some(draining) = &worker.draining {
+            let pid = draining.pid.map_or_else(|| "-".into(), |pid| pid.to_string());
+            let (index, open, left) = (worker.index, draining.connections, draining.cut_in_ms);
+            line(&mut out, &format!("worker {index} drains: process {pid}: {open} open, cut in {left} ms"));
+        }
+    }
     let fallbacks = status.total.values.iter().filter(|(_, count)| **count > 0);
     let fallbacks =
         fallbacks.filter_map(|(name, count)| Some((name.strip_prefix("fallback_")?.to_owned(), *count)));

@@ -30,6 +30,9 @@ pub use write::to_toml;
 /// The largest configuration file in bytes.
 pub const FILE_SIZE_MAX: u64 = 16 * 1024 * 1024;
 
+/// The longest timeout in milliseconds, 30 days: long enough for any wait, short enough that no deadline overflows.
+pub const TIMEOUT_MS_MAX: u64 = 30 * 24 * 3600 * 1000;
+
 /// Reads a configuration file.
 ///
 /// # Errors

@@ -20,6 +20,8 @@ use mio::{Events, Interest, Poll, Token, Waker};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::unistd::pipe2;
 
+use crate::metrics::TURNS;
+
 /// Lines wait here while the file is slow; an unprivileged process may ask for as much.
 const PIPE_SIZE: i32 = 1024 * 1024;
 /// Read at once; also the longest line that is kept whole.
@@ -29,7 +31,7 @@ const FINISH_TIMEOUT: Duration = Duration::from_secs(2);
 const WAKE: Token = Token(usize::MAX);
 
 enum Command {
-    Pipe { worker: usize, reader: OwnedFd },
+    Pipe { queue: usize, reader: OwnedFd },
     Reopen,
     Finish,
 }
@@ -52,7 +54,7 @@ impl AccessLog {
         let (commands, receiver) = channel();
         let (done, finished) = channel();
         let lost_bytes = Arc::new(AtomicU64::new(0));
-        let queues = (0..workers).map(|_| VecDeque::new()).collect();
+        let queues = (0..workers * TURNS).map(|_| VecDeque::new()).collect();
         let copier = Copier { poll, commands: receiver, output, queues, lost_bytes: lost_bytes.clone() };
         std::thread::Builder::new().name("access-log".into()).spawn(move || {
             copier.run();
@@ -62,12 +64,12 @@ impl AccessLog {
         Ok(Self { commands, waker, finished, lost_bytes })
     }
 
-    /// Makes a pipe for the next process of a worker; returns the end to write to.
-    pub(super) fn pipe(&self, worker: usize) -> io::Result<OwnedFd> {
+    /// Makes a pipe for the next process of a worker in this turn; returns the end to write to.
+    pub(super) fn pipe(&self, worker: usize, turn: usize) -> io::Result<OwnedFd> {
         let (reader, writer) = pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK)?;
         // Smaller than asked for if the user's share of pipe memory is used up.
         let _ = fcntl(&writer, FcntlArg::F_SETPIPE_SZ(PIPE_SIZE));
-        self.tell(Command::Pipe { worker, reader });
+        self.tell(Command::Pipe { queue: worker * TURNS + turn, reader });
         Ok(writer)
     }
 
@@ -110,7 +112,8 @@ struct Copier {
     poll: Poll,
     commands: Receiver<Command>,
     output: Output,
-    /// By worker: the pipes of its processes, oldest first. Only the first is read, so lines keep their order.
+    /// By worker and turn: the pipes of its processes, oldest first. Only the first is read, so lines keep their order. A process
+    /// that drains and its successor have different turns: neither waits for the other.
     queues: Vec<VecDeque<Reader>>,
     lost_bytes: Arc<AtomicU64>,
 }
@@ -139,40 +142,43 @@ impl Copier {
             }
             while let Ok(command) = self.commands.try_recv() {
                 match command {
-                    Command::Pipe { worker, reader } => self.add(worker, reader),
+                    Command::Pipe { queue, reader } => self.add(queue, reader),
                     Command::Reopen => self.output.reopen(),
                     Command::Finish => finishing = true,
                 }
             }
             // One chunk of each worker in turn: a busy one does not starve the others.
-            for worker in 0..self.queues.len() {
-                self.copy_chunk(worker, &mut chunk);
+            for queue in 0..self.queues.len() {
+                self.copy_chunk(queue, &mut chunk);
             }
         }
     }
 
-    fn add(&mut self, worker: usize, pipe: OwnedFd) {
+    fn add(&mut self, queue: usize, pipe: OwnedFd) {
         let reader = Reader { pipe: pipe.into(), partial: Vec::new(), registered: false, ready: true };
-        if let Some(queue) = self.queues.get_mut(worker) {
-            queue.push_back(reader);
+        if let Some(readers) = self.queues.get_mut(queue) {
+            readers.push_back(reader);
         }
     }
 
-    fn copy_chunk(&mut self, worker: usize, chunk: &mut [u8]) {
-        let Some(reader) = self.queues[worker].front_mut().filter(|reader| reader.ready) else { return };
+    fn copy_chunk(&mut self, queue: usize, chunk: &mut [u8]) {
+        let Some(reader) = self.queues[queue].front_mut().filter(|reader| reader.ready) else { return };
         if !reader.registered {
             let fd = reader.pipe.as_raw_fd();
             let registered =
-                self.poll.registry().register(&mut SourceFd(&fd), Token(worker), Interest::READABLE);
+                self.poll.registry().register(&mut SourceFd(&fd), Token(queue), Interest::READABLE);
             if let Err(error) = registered {
-                tracing::error!("access log: the pipe of worker {worker} cannot be watched: {error}");
-                self.queues[worker].pop_front();
+                tracing::error!(
+                    "access log: the pipe of worker {} cannot be watched: {error}",
+                    queue / TURNS
+                );
+                self.queues[queue].pop_front();
                 return;
             }
             reader.registered = true;
         }
         match reader.pipe.read(chunk) {
-            Ok(0) => self.end(worker),
+            Ok(0) => self.end(queue),
             Ok(length) => {
                 reader.partial.extend_from_slice(&chunk[..length]);
                 let whole = match memchr::memrchr(b'\n', &reader.partial) {
@@ -187,15 +193,15 @@ impl Copier {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => reader.ready = false,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => {
-                tracing::error!("access log: the pipe of worker {worker} cannot be read: {error}");
-                self.end(worker);
+                tracing::error!("access log: the pipe of worker {} cannot be read: {error}", queue / TURNS);
+                self.end(queue);
             }
         }
     }
 
     /// The writing process has ended: its last line is ended too, its successor's pipe comes next.
-    fn end(&mut self, worker: usize) {
-        if let Some(mut reader) = self.queues[worker].pop_front()
+    fn end(&mut self, queue: usize) {
+        if let Some(mut reader) = self.queues[queue].pop_front()
             && !reader.partial.is_empty()
         {
             reader.partial.push(b'\n');
@@ -260,8 +266,8 @@ mod tests {
         let folder = tempfile::tempdir().expect("temp folder");
         let path = folder.path().join("access.log");
         let log = AccessLog::start(&path, 1).expect("starts");
-        let mut first = File::from(log.pipe(0).expect("pipe"));
-        let mut second = File::from(log.pipe(0).expect("pipe"));
+        let mut first = File::from(log.pipe(0, 0).expect("pipe"));
+        let mut second = File::from(log.pipe(0, 0).expect("pipe"));
         second.write_all(b"c\n").expect("pipe has room");
         first.write_all(b"a\nb cut").expect("pipe has room");
         drop(first);
@@ -277,7 +283,7 @@ mod tests {
         let log = AccessLog::start(&path, 3).expect("starts");
         let writers: Vec<_> = (0..3)
             .map(|worker| {
-                let pipe = log.pipe(worker).expect("pipe");
+                let pipe = log.pipe(worker, 0).expect("pipe");
                 // A blocking end, so that the test need not count what is dropped.
                 fcntl(&pipe, FcntlArg::F_SETFL(OFlag::empty())).expect("fcntl");
                 std::thread::spawn(move || {
@@ -306,7 +312,7 @@ mod tests {
         let folder = tempfile::tempdir().expect("temp folder");
         let (path, old) = (folder.path().join("access.log"), folder.path().join("access.log.1"));
         let log = AccessLog::start(&path, 1).expect("starts");
-        let mut pipe = File::from(log.pipe(0).expect("pipe"));
+        let mut pipe = File::from(log.pipe(0, 0).expect("pipe"));
         std::fs::rename(&path, &old).expect("renamed");
         log.reopen();
         pipe.write_all(b"new\n").expect("pipe has room");
@@ -321,7 +327,7 @@ mod tests {
     fn a_full_disk_is_counted() {
         let log = AccessLog::start(Path::new("/dev/full"), 1).expect("starts");
         let lost = log.lost_bytes.clone();
-        let mut pipe = File::from(log.pipe(0).expect("pipe"));
+        let mut pipe = File::from(log.pipe(0, 0).expect("pipe"));
         pipe.write_all(b"gone\n").expect("pipe has room");
         drop(pipe);
         log.finish();

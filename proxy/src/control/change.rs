@@ -12,15 +12,15 @@ use underpass_command::live::{Operation, OperationError};
 use underpass_command::state::Cluster;
 
 use super::commands::{Failure, Reply, redirect_status};
-use super::link::{Letter, Told};
-use super::numbers::Drained;
+use super::link::{Letter, Source, Told};
+use super::numbers::{Drained, Waiting};
 use super::sockets::{self, ListenerSockets};
 use super::supervisor::Supervisor;
 use super::workers::Worker;
 use crate::config;
 use crate::heap;
 use crate::ipc::{Finished, STEP_SIZE_MAX, pieces};
-use crate::metrics::{BackendCounter, ClusterCounter, ListenerCounter};
+use crate::metrics::{BackendCounter, BlockPair, ClusterCounter, ListenerCounter};
 
 /// Until all workers must have carried out a change.
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(5);
@@ -40,7 +40,7 @@ pub(super) enum Answer {
 #[derive(Debug)]
 pub(super) struct Pending {
     id: u64,
-    waiting: BTreeSet<usize>,
+    waiting: Waiting,
     errors: Vec<String>,
     pub(super) deadline: Instant,
     answer: Answer,
@@ -169,8 +169,7 @@ impl Supervisor {
     fn propagate(&mut self, changed: Changed, answer: Answer) {
         self.next_command += 1;
         let id = self.next_command;
-        let running: BTreeSet<usize> =
-            (0..self.workers.len()).filter(|index| self.workers[*index].link.is_some()).collect();
+        let running: Waiting = self.processes().map(|(process, _)| process).collect();
         let steps = self.steps(&changed, &running);
         self.removed += steps.iter().filter(|step| step.removes()).count();
         if self.removed >= TRIM_AFTER {
@@ -184,22 +183,23 @@ impl Supervisor {
         }
         let mut pending = Pending {
             id,
-            waiting: BTreeSet::new(),
+            waiting: Waiting::new(),
             errors: Vec::new(),
             deadline: Instant::now() + COMMAND_TIMEOUT,
             answer,
             changed,
             _sockets: std::mem::take(&mut self.removed_sockets),
         };
-        for (index, worker) in self.workers.iter().enumerate() {
-            let Some(link) = &worker.link else { continue };
+        for (process, link) in self.processes() {
+            let index = process.worker;
+            // One that drains gets the sockets too, and closes them: its successor accepts.
             let letters = pieces.iter().map(|(message, range)| Letter {
                 message: message.clone(),
                 descriptors: self.sockets_of(&steps[range.clone()], index),
             });
             match link.tell(letters.collect()) {
                 Told::Queued => {
-                    pending.waiting.insert(index);
+                    pending.waiting.insert(process);
                 }
                 Told::Stuck => {
                     // It would never have this change: its successor will.
@@ -216,10 +216,11 @@ impl Supervisor {
 
     // What workers say.
 
-    /// Notes that a worker has carried out a change, or has not.
-    pub(super) fn change_done(&mut self, worker: usize, id: u64, error: Option<String>) {
+    /// Notes that a process has carried out a change, or has not.
+    pub(super) fn change_done(&mut self, process: Source, id: u64, error: Option<String>) {
+        let worker = process.worker;
         if let Some(pending) = self.pending.iter_mut().find(|pending| pending.id == id)
-            && pending.waiting.remove(&worker)
+            && pending.waiting.remove(&process)
             && let Some(error) = &error
         {
             pending.errors.push(format!("worker {worker}: {error}"));
@@ -227,25 +228,25 @@ impl Supervisor {
         if let Some(error) = error {
             // It is not what it is taken for. Its successor starts with the whole configuration.
             tracing::error!(worker, "a change was not carried out: {error}; the worker is started again");
-            self.kill_worker(worker);
+            self.kill_process(process);
         }
         self.answer_pending();
     }
 
     /// Notes that a worker process has ended: it has nothing left to answer, its successor starts with the new
     /// configuration.
-    pub(super) fn changes_void(&mut self, worker: usize) {
+    pub(super) fn changes_void(&mut self, process: Source) {
         for pending in &mut self.pending {
-            pending.waiting.remove(&worker);
+            pending.waiting.remove(&process);
         }
-        self.registry.ended(worker);
+        self.registry.ended(process);
         self.tell_drained();
         self.answer_pending();
     }
 
-    /// Notes what a worker is done with.
-    pub(super) fn finished(&mut self, worker: usize, finished: &Finished) {
-        self.registry.finished(worker, finished);
+    /// Notes what a process is done with.
+    pub(super) fn finished(&mut self, process: Source, finished: &Finished) {
+        self.registry.finished(process, finished);
         self.tell_drained();
     }
 
@@ -270,7 +271,7 @@ impl Supervisor {
     /// Sets the counters of what is no more to zero, before another gets its number.
     fn clear_counters(&self, freed: &Finished) {
         let registry = &self.registry;
-        for block in self.blocks.iter() {
+        for block in self.blocks.iter().flat_map(BlockPair::blocks) {
             let listeners = freed.listeners.iter().try_for_each(|number| {
                 block.clear::<ListenerCounter>(u32::from(*number), |other| registry.is_listener(other))
             });
@@ -408,7 +409,7 @@ fn too_large(effects: &[Operation]) -> Vec<OperationError> {
     too_large.collect()
 }
 
-fn outcome(waiting: &BTreeSet<usize>, errors: &[String], revision: u64) -> Result<(), Failure> {
+fn outcome(waiting: &Waiting, errors: &[String], revision: u64) -> Result<(), Failure> {
     let fail = |status, text, remedy: &str| {
         let mut failure = Failure::new(status, text, remedy);
         failure.body.revision = Some(revision);
@@ -419,7 +420,8 @@ fn outcome(waiting: &BTreeSet<usize>, errors: &[String], revision: u64) -> Resul
         return fail(500, text, "those are started again, with the whole configuration");
     }
     if !waiting.is_empty() {
-        let late: Vec<String> = waiting.iter().map(ToString::to_string).collect();
+        let late: BTreeSet<usize> = waiting.iter().map(|process| process.worker).collect();
+        let late: Vec<String> = late.iter().map(ToString::to_string).collect();
         let seconds = COMMAND_TIMEOUT.as_secs();
         let text = format!("no answer within {seconds} s from worker {}", late.join(", "));
         return fail(504, text, "the change takes effect there as soon as it is read");
@@ -433,9 +435,11 @@ mod tests {
 
     #[test]
     fn the_late_and_the_failing_worker_are_named() {
-        let none = BTreeSet::new();
+        let none = Waiting::new();
+        let process = |worker, process| Source { worker, process };
         assert_eq!(outcome(&none, &[], 1), Ok(()));
-        let late = outcome(&BTreeSet::from([1, 3]), &[], 1).expect_err("late");
+        let late =
+            outcome(&Waiting::from([process(1, 1), process(3, 4), process(3, 5)]), &[], 1).expect_err("late");
         assert_eq!((late.status, late.body.error.as_str()), (504, "no answer within 5 s from worker 1, 3"));
         let failed = outcome(&none, &["worker 2: no pipes".into()], 1).expect_err("failed");
         assert!(failed.status == 500 && failed.body.error.contains("worker 2: no pipes"), "{failed:?}");

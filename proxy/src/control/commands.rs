@@ -5,7 +5,7 @@ use std::fmt;
 use tokio::sync::{mpsc, oneshot};
 use underpass_command::api::{
     ChangeRequest, Changed, ErrorBody, RedirectChange, RedirectStatus, Saved, SessionSelect, Sessions,
-    StateDocument, Status, SteeringChange, SteeringStatus,
+    StateDocument, Status, SteeringChange, SteeringStatus, WorkerDrain, WorkerDraining,
 };
 use underpass_command::live::{ClusterEntry, Configuration};
 
@@ -49,6 +49,7 @@ pub(super) enum Request {
     SetRedirect(RedirectChange, Reply<RedirectStatus>),
     SetSteering(SteeringChange, Reply<SteeringStatus>),
     Scrape(Reply<Scrape>),
+    DrainWorker(u16, WorkerDrain, Reply<WorkerDraining>),
     Stop,
 }
 
@@ -128,6 +129,15 @@ impl Handle {
     /// What happens.
     pub(super) fn events(&self) -> &Events {
         &self.events
+    }
+
+    /// Lets a worker's process finish what it has while another takes its place. Returns when that accepts connections.
+    pub(super) async fn drain_worker(
+        &self,
+        worker: u16,
+        order: WorkerDrain,
+    ) -> Result<WorkerDraining, Failure> {
+        self.ask(|reply| Request::DrainWorker(worker, order, reply)).await
     }
 
     /// Begins to drain, as SIGTERM does. Says nothing if the proxy has ended already.

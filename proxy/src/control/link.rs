@@ -53,7 +53,7 @@ pub(super) enum Event {
 }
 
 /// Who an event is about. A process number tells a worker from its predecessor.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Source {
     pub(super) worker: usize,
     pub(super) process: u64,

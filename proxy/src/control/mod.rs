@@ -36,12 +36,14 @@ mod access_log;
 mod admin;
 mod change;
 mod commands;
+mod ending;
 mod events;
 mod health;
 mod link;
 mod machine;
 mod metrics;
 mod numbers;
+mod processes;
 mod program_log;
 mod redirection;
 mod reload;
@@ -53,6 +55,7 @@ mod steering;
 mod steps;
 mod sticky;
 mod store;
+mod succession;
 mod supervisor;
 mod workers;
 
@@ -74,7 +77,7 @@ pub use sockets::SocketError;
 pub(crate) use sockets::reachable;
 pub use store::StoreError;
 
-use crate::metrics::{Block, BlockError};
+use crate::metrics::{BlockError, BlockPair};
 
 /// How a proxy is run, apart from its configured state.
 #[derive(Debug)]
@@ -103,7 +106,7 @@ pub(crate) struct Ready {
     /// Commands it.
     pub(crate) handle: Handle,
     /// The workers' counters, which may be read at any time.
-    pub(crate) blocks: Arc<Vec<Block>>,
+    pub(crate) blocks: Arc<Vec<BlockPair>>,
     /// Becomes true when the proxy takes no new connections.
     pub(crate) draining: Arc<AtomicBool>,
 }

@@ -1,12 +1,13 @@
 //! The numbers of listeners, clusters and backends, and who still uses those that were removed.
 //!
 //! A number is the index of a table in every worker, and of the counters that they share. So it is given out again only
-//! when every worker has said that nothing of it is left; a worker that has ended uses nothing.
+//! when every worker process, those that drain included, has said that nothing of it is left; one that has ended uses nothing.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap, HashMap};
 use std::net::SocketAddr;
 
+use super::link::Source;
 use crate::ipc::Finished;
 
 /// Gives out the smallest number that is free.
@@ -45,8 +46,9 @@ struct ClusterNumbers {
     backends: HashMap<SocketAddr, u32>,
 }
 
-/// Who must still be heard of before something is done with.
-type Waiting = BTreeSet<usize>;
+/// The processes that must still be heard of before something is done with. A worker may have two: one that serves, and one
+/// before it that finishes what it has.
+pub(super) type Waiting = BTreeSet<Source>;
 
 /// A backend that is to have no request.
 #[derive(Debug)]
@@ -136,7 +138,7 @@ impl Registry {
         self.listeners.get(name).copied()
     }
 
-    /// Whether a backend that is configured drains. `workers` are those that may have requests on it.
+    /// Whether a backend that is configured drains. `workers` are the processes that may have requests on it.
     pub(super) fn set_drain(
         &mut self,
         cluster: &str,
@@ -190,39 +192,39 @@ impl Registry {
         Some(number)
     }
 
-    /// Enters what a worker is done with.
-    pub(super) fn finished(&mut self, worker: usize, finished: &Finished) {
+    /// Enters what a process is done with.
+    pub(super) fn finished(&mut self, process: Source, finished: &Finished) {
         for (number, revision) in &finished.drained {
             if let Some(leaving) =
                 self.draining.get_mut(number).filter(|leaving| leaving.revision <= *revision)
             {
-                leaving.waiting.remove(&worker);
+                leaving.waiting.remove(&process);
             }
         }
         for number in &finished.backends {
             if let Some(leaving) = self.removed_backends.get_mut(number) {
-                leaving.waiting.remove(&worker);
+                leaving.waiting.remove(&process);
             }
         }
         for number in &finished.clusters {
             if let Some(waiting) = self.removed_clusters.get_mut(number) {
-                waiting.remove(&worker);
+                waiting.remove(&process);
             }
         }
         for number in &finished.listeners {
             if let Some((_, waiting)) = self.removed_listeners.get_mut(number) {
-                waiting.remove(&worker);
+                waiting.remove(&process);
             }
         }
     }
 
-    /// Enters that a worker has ended: with it everything that it had under way.
-    pub(super) fn ended(&mut self, worker: usize) {
+    /// Enters that a process has ended: with it everything that it had under way.
+    pub(super) fn ended(&mut self, process: Source) {
         let leaving = self.draining.values_mut().chain(self.removed_backends.values_mut());
         let backends = leaving.map(|leaving| &mut leaving.waiting);
         let listeners = self.removed_listeners.values_mut().map(|(_, waiting)| waiting);
         for waiting in backends.chain(self.removed_clusters.values_mut()).chain(listeners) {
-            waiting.remove(&worker);
+            waiting.remove(&process);
         }
     }
 
@@ -273,6 +275,10 @@ mod tests {
         SocketAddr::from(([127, 0, 0, 1], port))
     }
 
+    fn process(worker: usize) -> Source {
+        Source { worker, process: 1 }
+    }
+
     fn backend(port: u16) -> Drained {
         Drained::Backend { cluster: "app".into(), address: address(port) }
     }
@@ -285,7 +291,7 @@ mod tests {
             (registry.add_backend("app", address(1)), registry.add_backend("app", address(2))),
             (0, 1)
         );
-        (registry, BTreeSet::from([0, 1]))
+        (registry, BTreeSet::from([process(0), process(1)]))
     }
 
     #[test]
@@ -294,9 +300,9 @@ mod tests {
         assert_eq!(registry.remove_backend("app", address(1), &workers), Some(0));
         assert_eq!(registry.add_backend("app", address(3)), 2);
         let finished = Finished { backends: vec![0], ..Finished::default() };
-        registry.finished(0, &finished);
+        registry.finished(process(0), &finished);
         assert_eq!(registry.take_drained().0, []);
-        registry.finished(1, &finished);
+        registry.finished(process(1), &finished);
         assert_eq!(registry.take_drained().0, [backend(1)]);
         assert_eq!(registry.take_drained().0, []);
         assert_eq!(registry.add_backend("app", address(4)), 0);
@@ -307,22 +313,22 @@ mod tests {
         let (mut registry, workers) = registry();
         registry.set_drain("app", address(2), true, 7, &workers);
         let report = |revision| Finished { drained: vec![(1, revision)], ..Finished::default() };
-        registry.finished(0, &report(7));
-        registry.finished(1, &report(6));
+        registry.finished(process(0), &report(7));
+        registry.finished(process(1), &report(6));
         assert_eq!(registry.take_drained().0, []);
         // Put back to work before all had finished, and to drain again: all must be heard of again.
         registry.set_drain("app", address(2), false, 8, &workers);
         registry.set_drain("app", address(2), true, 9, &workers);
-        registry.finished(1, &report(7));
-        registry.finished(0, &report(9));
+        registry.finished(process(1), &report(7));
+        registry.finished(process(0), &report(9));
         assert_eq!(registry.take_drained().0, []);
-        registry.finished(1, &report(9));
+        registry.finished(process(1), &report(9));
         assert_eq!(registry.take_drained().0, [backend(2)]);
         // Removing it then tells nothing new, but frees the number.
         registry.remove_backend("app", address(2), &workers);
         let finished = Finished { backends: vec![1], ..Finished::default() };
-        registry.finished(0, &finished);
-        registry.finished(1, &finished);
+        registry.finished(process(0), &finished);
+        registry.finished(process(1), &finished);
         assert_eq!(registry.take_drained().0, []);
         assert_eq!(registry.add_backend("app", address(5)), 1);
     }
@@ -337,10 +343,26 @@ mod tests {
         registry.remove_cluster("app", &workers);
         let finished =
             Finished { backends: vec![0, 1], clusters: vec![0], listeners: vec![0], ..Finished::default() };
-        registry.finished(0, &finished);
+        registry.finished(process(0), &finished);
         assert_eq!(registry.take_drained().0, []);
-        registry.ended(1);
+        registry.ended(process(1));
         assert_eq!(registry.take_drained().0, [backend(1), backend(2), Drained::Listener("web".into())]);
         assert_eq!((registry.add_cluster("new"), registry.add_listener("new")), (0, 0));
+    }
+
+    #[test]
+    fn a_process_that_drains_keeps_a_number_from_being_given_out_again() {
+        let (mut registry, mut processes) = registry();
+        let successor = Source { worker: 0, process: 2 };
+        processes.insert(successor);
+        registry.remove_backend("app", address(1), &processes);
+        let finished = Finished { backends: vec![0], ..Finished::default() };
+        registry.finished(successor, &finished);
+        registry.finished(process(1), &finished);
+        assert_eq!(registry.take_drained().0, []);
+        assert_eq!(registry.add_backend("app", address(3)), 2);
+        registry.ended(process(0));
+        assert_eq!(registry.take_drained().0, [backend(1)]);
+        assert_eq!(registry.add_backend("app", address(4)), 0);
     }
 }

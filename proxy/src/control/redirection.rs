@@ -12,17 +12,18 @@ use underpass_loader::{LoadError, RedirectPrograms};
 
 use super::program_log::WatchedLog;
 use crate::forward::self_test;
+use crate::metrics::TURNS;
 
-/// Programs and maps of each worker, or why there are none.
+/// Programs and maps of each worker's processes, or why there are none.
 #[derive(Debug)]
 pub(super) struct Redirection {
     flows: u32,
     /// Why bodies cannot be redirected.
     off: Option<String>,
-    workers: Vec<Option<Loaded>>,
+    workers: Vec<[Option<Loaded>; TURNS]>,
 }
 
-/// The programs of one worker.
+/// The programs of one process.
 #[derive(Debug)]
 struct Loaded {
     /// Attached as long as this lives.
@@ -42,18 +43,18 @@ impl Redirection {
             None => tracing::info!("sockmap: available, the self-test has passed"),
             Some(reason) => tracing::info!("sockmap: off: {reason}; bodies that are to go by it are spliced"),
         }
-        Self { flows: limits.redirect_flows, off, workers: (0..workers).map(|_| None).collect() }
+        Self { flows: limits.redirect_flows, off, workers: (0..workers).map(|_| [None, None]).collect() }
     }
 
     /// The maps for a worker that is about to start, new ones for each process: what its predecessor left in them goes
     /// with it.
-    pub(super) fn prepare(&mut self, worker: usize) -> Option<Vec<Arc<OwnedFd>>> {
+    pub(super) fn prepare(&mut self, worker: usize, turn: usize) -> Option<Vec<Arc<OwnedFd>>> {
         if self.off.is_some() {
             return None;
         }
         match load(self.flows) {
             Ok((loaded, descriptors)) => {
-                *self.workers.get_mut(worker)? = Some(loaded);
+                *self.workers.get_mut(worker)?.get_mut(turn)? = Some(loaded);
                 Some(descriptors)
             }
             Err(error) => {
@@ -63,10 +64,17 @@ impl Redirection {
         }
     }
 
+    /// Gives up what a process had that has ended, and that none follows in its turn for now.
+    pub(super) fn release(&mut self, worker: usize, turn: usize) {
+        if let Some(loaded) = self.workers.get_mut(worker).and_then(|turns| turns.get_mut(turn)) {
+            *loaded = None;
+        }
+    }
+
     /// Waits until a program has logged something, and passes it on.
     pub(super) async fn pass_on_log(&mut self) {
         poll_fn(|context| {
-            for log in self.workers.iter_mut().flatten().filter_map(|loaded| loaded.log.as_mut()) {
+            for log in self.workers.iter_mut().flatten().flatten().filter_map(|loaded| loaded.log.as_mut()) {
                 if log.poll_pass_on(context).is_ready() {
                     return Poll::Ready(());
                 }

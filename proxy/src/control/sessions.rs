@@ -1,13 +1,13 @@
 //! The sessions of all workers, for whoever asks: collected from those that answer in time.
 
-use std::collections::BTreeSet;
 use std::time::Duration;
 
 use tokio::time::Instant;
 use underpass_command::api::{PAGE_SIZE_MAX, SESSIONS_MAX, SessionEntry, SessionSelect, Sessions};
 
 use super::commands::{Failure, Reply};
-use super::link::Told;
+use super::link::{Source, Told};
+use super::numbers::Waiting;
 use super::supervisor::Supervisor;
 use crate::ipc::ToWorker;
 
@@ -20,14 +20,14 @@ const OPEN_MAX: usize = 8;
 #[derive(Debug)]
 pub(super) struct Question {
     id: u64,
-    waiting: BTreeSet<usize>,
+    waiting: Waiting,
     found: Sessions,
     pub(super) deadline: Instant,
     reply: Reply<Sessions>,
 }
 
 impl Supervisor {
-    /// Asks every worker for its sessions.
+    /// Asks every worker for its sessions: of one that drains, both processes.
     pub(super) fn ask_for_sessions(&mut self, select: &SessionSelect, reply: Reply<Sessions>) {
         // A caller that has gone does not wait for its answer.
         let cluster = match select.cluster.as_deref().map(|name| (name, self.registry.cluster(name))) {
@@ -53,18 +53,17 @@ impl Supervisor {
         let id = self.next_command;
         let mut question = Question {
             id,
-            waiting: BTreeSet::new(),
+            waiting: Waiting::new(),
             found: Sessions::default(),
             deadline: Instant::now() + TIMEOUT,
             reply,
         };
-        for (index, worker) in self.workers.iter().enumerate() {
-            let Some(link) = &worker.link else { continue };
+        for (process, link) in self.processes() {
             let limit = select.limit.min(SESSIONS_MAX);
             let told = link.tell(vec![ToWorker::Sessions { id, limit, cluster }.into()]);
             match told {
-                Told::Queued => drop(question.waiting.insert(index)),
-                Told::Stuck => question.found.missing.push(u16::try_from(index).unwrap_or(u16::MAX)),
+                Told::Queued => drop(question.waiting.insert(process)),
+                Told::Stuck => question.found.missing.push(process.number()),
                 Told::Ended => {}
             }
         }
@@ -72,11 +71,17 @@ impl Supervisor {
         self.answer_questions();
     }
 
-    /// Enters what a worker has answered.
-    pub(super) fn sessions_told(&mut self, worker: usize, id: u64, total: u64, sessions: Vec<SessionEntry>) {
-        let number = u16::try_from(worker).unwrap_or(u16::MAX);
+    /// Enters what a process has answered.
+    pub(super) fn sessions_told(
+        &mut self,
+        process: Source,
+        id: u64,
+        total: u64,
+        sessions: Vec<SessionEntry>,
+    ) {
+        let number = process.number();
         if let Some(question) = self.questions.iter_mut().find(|question| question.id == id)
-            && question.waiting.remove(&worker)
+            && question.waiting.remove(&process)
         {
             question.found.total += total;
             let sessions = sessions.into_iter().map(|session| SessionEntry { worker: number, ..session });
@@ -85,10 +90,10 @@ impl Supervisor {
         self.answer_questions();
     }
 
-    /// Notes that a worker has ended: it has no sessions.
-    pub(super) fn questions_void(&mut self, worker: usize) {
+    /// Notes that a process has ended: it has no sessions.
+    pub(super) fn questions_void(&mut self, process: Source) {
         for question in &mut self.questions {
-            question.waiting.remove(&worker);
+            question.waiting.remove(&process);
         }
         self.answer_questions();
     }
@@ -101,8 +106,10 @@ impl Supervisor {
             .partition(|question| question.waiting.is_empty() || question.deadline <= now);
         self.questions = open;
         for mut question in done {
-            let late = question.waiting.iter().map(|worker| u16::try_from(*worker).unwrap_or(u16::MAX));
-            question.found.missing.extend(late);
+            question.found.missing.extend(question.waiting.iter().map(|process| process.number()));
+            // A worker that drains has two processes.
+            question.found.missing.sort_unstable();
+            question.found.missing.dedup();
             question.found.sessions.sort_by_key(|session| std::cmp::Reverse(session.active_ms));
             drop(question.reply.send(Ok(question.found)));
         }

@@ -7,7 +7,7 @@ use super::commands::redirect_status;
 use super::supervisor::Supervisor;
 use crate::http1::Reason;
 use crate::metrics::{
-    BackendCounter, Block, ClusterCounter, Counter, Histogram, ListenerCounter, Peer, View,
+    BackendCounter, Block, BlockPair, ClusterCounter, Counter, Histogram, ListenerCounter, Peer, View,
 };
 
 /// Counters that go down again: they describe a process, and end with it.
@@ -52,6 +52,7 @@ impl Supervisor {
                 state: worker.state,
                 restarts: worker.restarts,
                 last_exit: worker.last_exit.clone(),
+                draining: self.predecessor(index),
                 counters,
             });
         }
@@ -98,7 +99,7 @@ impl Supervisor {
     }
 }
 
-fn counters(block: &Block, latencies: &Histogram) -> Counters {
+fn counters(block: &BlockPair, latencies: &Histogram) -> Counters {
     let refused = |peer| {
         Reason::ALL
             .iter()
@@ -162,9 +163,9 @@ mod tests {
 
     #[test]
     fn refusals_go_by_the_names_of_their_reasons() {
-        let block = Block::create().expect("memfd");
-        block.refused(Peer::Client, 1);
-        let read = counters(&block, &block.latencies());
+        let pair = BlockPair::create().expect("memfd");
+        pair.of_turn(0).expect("there from the start").refused(Peer::Client, 1);
+        let read = counters(&pair, &pair.latencies());
         assert_eq!(
             read.refused_requests.into_iter().collect::<Vec<_>>(),
             [(Reason::ALL[1].name().into(), 1)]
@@ -174,10 +175,11 @@ mod tests {
 
     #[test]
     fn totals_are_sums() {
-        let block = Block::create().expect("memfd");
+        let pair = BlockPair::create().expect("memfd");
+        let block = pair.of_turn(0).expect("there from the start");
         block.add(Counter::Requests, 2);
         block.refused(Peer::Backend, 0);
-        let one = counters(&block, &block.latencies());
+        let one = counters(&pair, &pair.latencies());
         let mut total = Counters::default();
         add(&mut total, &one);
         add(&mut total, &one);

@@ -1,13 +1,11 @@
 //! The configuration, and changes of it, as the steps that workers take: with the numbers of what they are about.
 
-use std::collections::BTreeSet;
-
 use underpass_command::api::Changed;
 use underpass_command::live::Operation;
 use underpass_command::state::{Backend, Cluster};
 
 use super::link::Letter;
-use super::numbers::Registry;
+use super::numbers::{Registry, Waiting};
 use super::supervisor::Supervisor;
 use crate::ipc::{Step, pieces};
 
@@ -26,7 +24,7 @@ impl Supervisor {
     }
 
     /// The steps of a change, with the numbers of what it is about.
-    pub(super) fn steps(&mut self, changed: &Changed, running: &BTreeSet<usize>) -> Vec<Step> {
+    pub(super) fn steps(&mut self, changed: &Changed, running: &Waiting) -> Vec<Step> {
         let mut steps = Vec::with_capacity(changed.effects.len());
         for effect in &changed.effects {
             self.add_steps(effect, changed.revision, running, &mut steps);
@@ -34,13 +32,7 @@ impl Supervisor {
         steps
     }
 
-    fn add_steps(
-        &mut self,
-        effect: &Operation,
-        revision: u64,
-        running: &BTreeSet<usize>,
-        steps: &mut Vec<Step>,
-    ) {
+    fn add_steps(&mut self, effect: &Operation, revision: u64, running: &Waiting, steps: &mut Vec<Step>) {
         let registry = &mut self.registry;
         let cluster_of = |registry: &Registry, name: Option<&str>| registry.cluster(name?);
         match effect {
@@ -112,7 +104,7 @@ impl Supervisor {
         cluster: &str,
         backend: &Backend,
         revision: u64,
-        running: &BTreeSet<usize>,
+        running: &Waiting,
         steps: &mut Vec<Step>,
     ) {
         let number = self.registry.add_backend(cluster, backend.address);
@@ -160,7 +152,7 @@ impl Supervisor {
 
     /// Gives numbers to everything that is configured at start.
     pub(super) fn number_everything(&mut self) {
-        let none = BTreeSet::new();
+        let none = Waiting::new();
         let mut steps = Vec::new();
         let clusters: Vec<Operation> = self
             .configuration

@@ -5,13 +5,12 @@ use std::future::pending;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::sync::atomic::AtomicBool;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
-use underpass_command::api::{EventKind, WorkerState};
+use underpass_command::api::WorkerState;
 use underpass_command::live::Configuration;
 use underpass_command::state::{AccessLogFormat, Settings, State};
 
@@ -21,31 +20,26 @@ use super::change::{Answer, Pending};
 use super::commands::{Handle, Request};
 use super::events::Events;
 use super::health::Health;
-use super::link::{Event, Letter, Link, Source, Told};
+use super::link::{Event, Link, Source};
 use super::machine::{
     allowed_cpus, assign_cpus, check_user, descriptor_shortage, idle_workers, raise_descriptor_limit,
 };
-
 use super::metrics;
 use super::numbers::Registry;
 use super::redirection::Redirection;
 use super::sessions::Question;
 use super::sockets::{self, ListenerSockets};
-use super::status::clear_gauges;
 use super::steering::Steering;
 use super::store::Store;
-use super::workers::{Worker, describe};
-use super::{ControlError, Options, Ready};
-use crate::ipc::{ToSupervisor, ToWorker};
-use crate::metrics::Block;
+use super::workers::Worker;
+use super::{ControlError, Options};
+use crate::metrics::BlockPair;
 
-/// After the workers' own deadline to drain, until they are killed.
-const DRAIN_GRACE: Duration = Duration::from_secs(1);
 /// Events that may wait for the loop.
 const EVENTS_MAX: usize = 256;
 
 #[derive(Debug)]
-enum Phase {
+pub(super) enum Phase {
     /// Not every worker has accepted connections yet.
     Starting,
     Serving,
@@ -63,9 +57,9 @@ pub(super) struct Supervisor {
     pub(super) events: Events,
     pub(super) health: Health,
     pub(super) options: Options,
-    phase: Phase,
+    pub(super) phase: Phase,
     /// The same for those who watch from another thread.
-    draining: Arc<AtomicBool>,
+    pub(super) draining: Arc<AtomicBool>,
     pub(super) started: Instant,
     pub(super) generation: u32,
     pub(super) sockets: BTreeMap<String, ListenerSockets>,
@@ -73,7 +67,7 @@ pub(super) struct Supervisor {
     pub(super) removed_sockets: Vec<ListenerSockets>,
     /// Items that were removed since memory was given back last.
     pub(super) removed: usize,
-    pub(super) blocks: Arc<Vec<Block>>,
+    pub(super) blocks: Arc<Vec<BlockPair>>,
     pub(super) workers: Vec<Worker>,
     pub(super) steering: Steering,
     pub(super) redirection: Redirection,
@@ -81,9 +75,9 @@ pub(super) struct Supervisor {
     pub(super) pending: VecDeque<Pending>,
     pub(super) questions: Vec<Question>,
     pub(super) next_command: u64,
-    worker_sender: mpsc::Sender<(Source, Event)>,
+    pub(super) worker_sender: mpsc::Sender<(Source, Event)>,
     worker_events: mpsc::Receiver<(Source, Event)>,
-    handle: Handle,
+    pub(super) handle: Handle,
     requests: mpsc::Receiver<Request>,
     admin: admin::Server,
     pub(super) metrics: metrics::Server,
@@ -119,7 +113,7 @@ impl Supervisor {
         let sockets = sockets::open(&sockets, cpus.len(), &settings.limits)?;
         let steering = Steering::start(settings.steering, &cpus, generation, &sockets);
         let redirection = Redirection::start(&settings.limits, cpus.len());
-        let blocks: Result<Vec<Block>, _> = cpus.iter().map(|_| Block::create()).collect();
+        let blocks: Result<Vec<BlockPair>, _> = cpus.iter().map(|_| BlockPair::create()).collect();
         let access_log = start_access_log(settings, cpus.len())?;
         for opened in &sockets {
             tracing::info!("listener \"{}\": listening on {}", opened.name, opened.address);
@@ -201,149 +195,15 @@ impl Supervisor {
     }
 
     fn is_over(&self) -> bool {
-        self.is_draining() && self.workers.iter().all(|worker| worker.state == WorkerState::Ended)
+        let over = |worker: &Worker| worker.state == WorkerState::Ended && worker.second.is_none();
+        self.is_draining() && self.workers.iter().all(over)
     }
 
-    // Workers.
-
-    fn start_worker(&mut self, index: usize) {
-        clear_gauges(&self.blocks[index]);
-        self.workers[index].process += 1;
-        let source = Source { worker: index, process: self.workers[index].process };
-        let started = self.start_letters(index).and_then(|letters| {
-            Link::start(&self.options.executable, source, letters, self.worker_sender.clone())
-        });
-        match started {
-            Ok(link) => {
-                tracing::debug!(worker = index, pid = link.pid, "worker started");
-                self.workers[index].started(link, Instant::now());
-            }
-            Err(error) => {
-                let pause = self.workers[index].died(format!("not started: {error}"), Instant::now());
-                tracing::error!(worker = index, "worker cannot be started: {error}; next try in {pause:?}");
-            }
-        }
-    }
-
-    /// The whole state, as a worker gets it when it starts.
-    fn start_letters(&mut self, index: usize) -> io::Result<Vec<Letter>> {
-        let mut descriptors = vec![Arc::new(self.blocks[index].fd().try_clone_to_owned()?)];
-        if let Some(log) = &self.access_log {
-            descriptors.push(Arc::new(log.pipe(index)?));
-        }
-        let slots = self.steering.slots();
-        let steering = slots.is_some();
-        descriptors.extend(slots);
-        let maps = self.redirection.prepare(index);
-        let redirect = maps.is_some();
-        descriptors.extend(maps.into_iter().flatten());
-        let hello = ToWorker::Hello {
-            index: u16::try_from(index).map_err(io::Error::other)?,
-            cpu: self.workers[index].cpu,
-            generation: self.generation,
-            access_log: self.access_log.is_some(),
-            steering,
-            redirect,
-            seed: RandomState::new().build_hasher().finish(),
-            settings: Box::new(super::sticky::with_secret(self.configuration.settings())),
-        };
-        let mut letters = vec![Letter { message: hello, descriptors }];
-        letters.extend(self.configuration_letters(index));
-        letters.extend(self.health_letters());
-        letters.push(ToWorker::Run.into());
-        Ok(letters)
-    }
-
-    fn on_event(&mut self, source: Source, event: Event) -> Result<(), ControlError> {
-        let index = source.worker;
-        if self.workers[index].process != source.process {
-            return Ok(());
-        }
-        match event {
-            Event::Said(ToSupervisor::Running { pid }) => {
-                tracing::info!(
-                    worker = index,
-                    pid,
-                    cpu = self.workers[index].cpu,
-                    "worker accepts connections"
-                );
-                if self.workers[index].state == WorkerState::Starting {
-                    self.workers[index].state = WorkerState::Running;
-                    self.events.tell(EventKind::WorkerUp { worker: source.number() });
-                }
-                self.check_ready();
-            }
-            Event::Said(ToSupervisor::Done { id, error }) => self.change_done(index, id, error),
-            Event::Said(ToSupervisor::Finished(finished)) => self.finished(index, &finished),
-            Event::Said(ToSupervisor::Sessions { id, total, sessions }) => {
-                self.sessions_told(index, id, total, sessions);
-            }
-            Event::Said(ToSupervisor::Refused { reason }) => {
-                tracing::error!(worker = index, "worker refuses the configuration: {reason}");
-                if matches!(self.phase, Phase::Starting) {
-                    return Err(ControlError::Refused { worker: index, reason });
-                }
-                self.kill_worker(index);
-            }
-            Event::DrainSent => {
-                self.workers[index].state = WorkerState::Draining;
-                self.let_go_of_sockets(index);
-            }
-            Event::StartTimeout => tracing::error!(worker = index, "worker does not get ready; it is killed"),
-            Event::Ended(status) => self.on_ended(index, &status),
-        }
-        Ok(())
-    }
-
-    fn on_ended(&mut self, index: usize, status: &io::Result<std::process::ExitStatus>) {
-        let how = describe(status);
-        let worker = u16::try_from(index).unwrap_or(u16::MAX);
-        self.events.tell(EventKind::WorkerDown { worker, reason: how.clone() });
-        self.steering.worker_down(index);
-        clear_gauges(&self.blocks[index]);
-        self.changes_void(index);
-        self.questions_void(index);
-        let worker = &mut self.workers[index];
-        if matches!(self.phase, Phase::Draining { .. }) {
-            if !matches!(status, Ok(status) if status.success()) {
-                tracing::warn!(worker = index, "worker ended while draining: {how}");
-            }
-            worker.ended();
-            self.let_go_of_sockets(index);
-            return;
-        }
-        let pause = worker.died(how.clone(), Instant::now());
-        let restarts = worker.restarts;
-        if pause.is_zero() {
-            tracing::error!(
-                worker = index,
-                restarts,
-                "worker died: {how}; started again with the same sockets"
-            );
-            self.start_worker(index);
-        } else {
-            tracing::error!(worker = index, restarts, "worker died again: {how}; started again in {pause:?}");
-        }
-    }
-
-    fn check_ready(&mut self) {
-        let all_run = self.workers.iter().all(|worker| worker.state == WorkerState::Running);
-        if !all_run || !matches!(self.phase, Phase::Starting) {
-            return;
-        }
-        self.phase = Phase::Serving;
-        tracing::info!("ready: {} workers", self.workers.len());
-        notify_systemd(sd_notify::NotifyState::Ready);
-        if let Some(sender) = self.options.ready.take() {
-            let ready = Ready {
-                status: self.status(),
-                handle: self.handle.clone(),
-                blocks: Arc::clone(&self.blocks),
-                draining: Arc::clone(&self.draining),
-            };
-            // Whoever wanted to know may have stopped waiting.
-            let _: Result<(), Ready> = sender.send(ready);
-        }
+    /// All worker processes: those that serve, those that are to follow them, and those that finish what they have.
+    pub(super) fn processes(&self) -> impl Iterator<Item = (Source, &Link)> {
+        self.workers.iter().enumerate().flat_map(|(worker, state)| {
+            state.processes().map(move |(process, link)| (Source { worker, process }, link))
+        })
     }
 
     // Requests and time.
@@ -361,6 +221,7 @@ impl Supervisor {
             Request::SetSteering(change, reply) => self.set_steering(change, reply),
             Request::Scrape(reply) => drop(reply.send(Ok(self.scrape()))),
             Request::Read(read) => (read.0)(&self.configuration),
+            Request::DrainWorker(worker, order, reply) => self.drain_worker(worker, &order, reply),
             Request::Stop => self.drain(),
         }
     }
@@ -371,9 +232,10 @@ impl Supervisor {
             Phase::Starting | Phase::Serving => None,
         };
         let restarts = self.workers.iter().filter_map(|worker| worker.restart_at);
+        let kills = self.workers.iter().filter_map(Worker::kill_at);
         let questions = self.questions.iter().map(|question| question.deadline);
         let commands = self.pending.iter().map(|pending| pending.deadline).chain(questions);
-        restarts.chain(commands).chain(kill_at).min()
+        restarts.chain(kills).chain(commands).chain(kill_at).min()
     }
 
     fn on_time(&mut self) {
@@ -390,6 +252,9 @@ impl Supervisor {
             if self.workers[index].restart_at.is_some_and(|at| at <= now) {
                 self.start_worker(index);
             }
+            if self.workers[index].kill_at().is_some_and(|at| at <= now) {
+                self.kill_predecessor(index);
+            }
         }
     }
 
@@ -397,71 +262,6 @@ impl Supervisor {
         if let Some(log) = &self.access_log {
             log.reopen();
         }
-    }
-
-    // The end.
-
-    fn on_end_signal(&mut self) {
-        if self.is_draining() {
-            tracing::warn!("second signal: workers are killed");
-            self.kill_workers();
-        } else {
-            self.drain();
-        }
-    }
-
-    /// Tells the workers to finish what is under way; the sockets of each are closed here once it was told.
-    fn drain(&mut self) {
-        if self.is_draining() {
-            return;
-        }
-        let deadline_ms = self.configuration.settings().timeouts.drain_ms;
-        tracing::info!("draining: what is under way is finished, within {deadline_ms} ms");
-        notify_systemd(sd_notify::NotifyState::Stopping);
-        let kill_at = Instant::now() + Duration::from_millis(deadline_ms) + DRAIN_GRACE;
-        self.phase = Phase::Draining { kill_at: Some(kill_at) };
-        self.draining.store(true, Ordering::Relaxed);
-        for (index, worker) in self.workers.iter_mut().enumerate() {
-            match &worker.link {
-                None => worker.ended(),
-                Some(link) => {
-                    if link.tell(vec![ToWorker::Drain { deadline_ms }.into()]) == Told::Stuck {
-                        tracing::error!(worker = index, "worker does not take its commands; it is killed");
-                        link.kill();
-                    }
-                }
-            }
-        }
-        for index in 0..self.workers.len() {
-            if self.workers[index].state == WorkerState::Ended {
-                self.let_go_of_sockets(index);
-            }
-        }
-    }
-
-    /// Closes the listening sockets of a worker that accepts what waits there, and then closes them too; or that has
-    /// ended.
-    fn let_go_of_sockets(&mut self, worker: usize) {
-        for listener in self.sockets.values_mut() {
-            if let Some(socket) = listener.sockets.get_mut(worker) {
-                *socket = None;
-            }
-        }
-    }
-
-    /// Kills a worker; its successor follows.
-    pub(super) fn kill_worker(&mut self, index: usize) {
-        if let Some(link) = &self.workers[index].link {
-            link.kill();
-        }
-    }
-
-    /// From here on it is over within moments, whatever the workers do.
-    fn kill_workers(&mut self) {
-        for link in self.workers.iter().filter_map(|worker| worker.link.as_ref()) {
-            link.kill();
-        }
-        self.phase = Phase::Draining { kill_at: None };
     }
 }
 
@@ -516,7 +316,7 @@ fn open_metrics(settings: &Settings) -> Result<metrics::Server, ControlError> {
     })
 }
 
-fn notify_systemd(state: sd_notify::NotifyState<'_>) {
+pub(super) fn notify_systemd(state: sd_notify::NotifyState<'_>) {
     if let Err(error) = sd_notify::notify(&[state]) {
         tracing::warn!("systemd cannot be notified: {error}");
     }

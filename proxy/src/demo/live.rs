@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use crate::cli::bytes;
-use crate::metrics::{Block, Counter, Histogram};
+use crate::metrics::{BlockPair, Counter, Histogram};
 
 /// The titles are repeated after so many lines.
 const TITLES_EVERY: u64 = 20;
@@ -13,7 +13,7 @@ const WORKERS_SHOWN_MAX: usize = 16;
 
 /// The counters as they were last.
 pub(super) struct Live {
-    blocks: Arc<Vec<Block>>,
+    blocks: Arc<Vec<BlockPair>>,
     last: Sample,
     last_failed: u64,
     lines: u64,
@@ -30,7 +30,7 @@ struct Sample {
 }
 
 impl Sample {
-    fn take(blocks: &[Block]) -> Self {
+    fn take(blocks: &[BlockPair]) -> Self {
         let sum = |counter| blocks.iter().map(|block| block.get(counter)).sum();
         let mut latencies = Histogram::default();
         for block in blocks {
@@ -48,7 +48,7 @@ impl Sample {
 }
 
 impl Live {
-    pub(super) fn new(blocks: Arc<Vec<Block>>) -> Self {
+    pub(super) fn new(blocks: Arc<Vec<BlockPair>>) -> Self {
         let last = Sample::take(&blocks);
         Self { blocks, last, last_failed: 0, lines: 0 }
     }
@@ -104,15 +104,15 @@ mod tests {
 
     #[test]
     fn a_line_is_about_the_time_since_the_last() {
-        let block = Block::create().expect("memfd");
+        let blocks = [BlockPair::create().expect("memfd")];
+        let block = blocks[0].of_turn(0).expect("there from the start");
         block.add(Counter::Requests, 100);
         block.add(Counter::Accepted, 1);
-        let blocks = vec![block];
         let last = Sample::take(&blocks);
-        blocks[0].add(Counter::Requests, 50);
-        blocks[0].add(Counter::Accepted, 7);
-        blocks[0].add(Counter::BytesSpliced, 4096);
-        blocks[0].latency(10);
+        block.add(Counter::Requests, 50);
+        block.add(Counter::Accepted, 7);
+        block.add(Counter::BytesSpliced, 4096);
+        block.latency(10);
         let mut now = Sample::take(&blocks);
         now.at = last.at + Duration::from_secs(2);
         let words: Vec<String> = describe(&last, &now, 3).split_whitespace().map(str::to_owned).collect();

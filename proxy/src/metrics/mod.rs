@@ -11,6 +11,7 @@ mod durations;
 mod exposition;
 mod histogram;
 mod memory;
+mod pair;
 mod slots;
 mod view;
 
@@ -18,6 +19,7 @@ pub use durations::{COARSE, Durations, FINE, Scale};
 pub use exposition::{Exposition, Family, Format, Kind, Labels, PUBLISHED_BOUNDS_US, seconds};
 pub use histogram::{BUCKETS, Histogram, bucket_of, bucket_value_max};
 pub use memory::{Block, BlockError, Slot};
+pub use pair::{BlockPair, TURNS, views};
 pub use slots::{
     BACKENDS_MAX, BackendCounter, BackendDuration, CLUSTERS_MAX, ClusterCounter, ClusterDuration,
     LISTENERS_MAX, ListenerCounter, ListenerDuration, SlotCounter,

@@ -106,6 +106,14 @@ impl Worker {
                 let (total, sessions) = self.describe_sessions(limit as usize, cluster);
                 self.tell(ToSupervisor::Sessions { id, total, sessions });
             }
+            ToWorker::Publish => {
+                let settings = &self.core.settings;
+                self.place.iter_mut().for_each(|place| place.publish(settings));
+            }
+            ToWorker::HandOver { deadline_ms } => {
+                self.hand_over(deadline_ms);
+                self.tell(ToSupervisor::HandedOver);
+            }
             ToWorker::Drain { deadline_ms } => self.drain(deadline_ms),
             ToWorker::Hello { .. } | ToWorker::Run => {
                 self.tell(ToSupervisor::Refused { reason: "a message came out of its turn".to_owned() });

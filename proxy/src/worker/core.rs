@@ -150,6 +150,8 @@ pub(super) struct Core {
     /// Connections registered so far: each has its number, so that an event for one before it is known as such.
     generations: u32,
     pub(super) draining: bool,
+    /// While it drains: so long a connection without a request is kept.
+    pub(super) idle_grace_ms: u64,
     /// The revision of the configuration.
     pub(super) revision: u64,
     /// What the supervisor must be told about.
@@ -204,6 +206,7 @@ impl Core {
             waiting: VecDeque::with_capacity(sessions),
             generations: 0,
             draining: false,
+            idle_grace_ms: 0,
             revision: 0,
             finished: Finished::default(),
             accept_failed: false,
@@ -215,6 +218,16 @@ impl Core {
     pub(super) fn next_generation(&mut self) -> u32 {
         self.generations = self.generations.wrapping_add(1);
         self.generations
+    }
+
+    /// How long a connection may be without a request; none where it ends at once.
+    #[inline]
+    pub(super) fn idle_ms(&self) -> Option<u64> {
+        let keep_alive_ms = self.settings.timeouts.keep_alive_ms;
+        if self.draining {
+            return Some(keep_alive_ms.min(self.idle_grace_ms)).filter(|ms| *ms > 0);
+        }
+        Some(keep_alive_ms)
     }
 
     /// What the flows of a session need.

@@ -8,12 +8,14 @@ use mio::net::TcpStream;
 use mio::{Events, Interest, Poll, Token};
 use slab::Slab;
 use underpass_command::state::{AtLimit, Protocol, ProxyProtocol};
-use underpass_loader::{WorkerSlot, WorkerState, monotonic_ns};
+use underpass_loader::{WorkerSlot, monotonic_ns};
 
 use super::connection::{self, CONTROL, Connections, REDIRECT};
 use super::control::Control;
 use super::core::Core;
+use super::drain::Ended;
 use super::session::{BUFFERS_PER_TUNNEL, Ending, OVERFLOW, Phase, Session, Step};
+use super::steering::SteeringPlace;
 use crate::forward::{Endpoint, Redirector};
 use crate::http1::Reason;
 use crate::ipc::Channel;
@@ -46,22 +48,14 @@ pub(super) fn token(kind: Kind, key: usize, generation: u32) -> Token {
     Token(((generation & GENERATION_MASK) as usize) << (KEY_BITS + 2) | key << 2 | kind as usize)
 }
 
-/// How a worker ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Ended {
-    /// All connections were finished.
-    Drained,
-    /// The deadline of the drain cut so many connections.
-    Cut(usize),
-}
-
 /// A worker: its sessions, its connections to backends, and all they share.
 pub struct Worker {
     pub(super) core: Core,
     pub(super) sessions: Slab<Session>,
     pub(super) connections: Connections,
     pub(super) control: Control,
-    pub(super) slot: Option<WorkerSlot>,
+    /// None where nothing is steered.
+    pub(super) place: Option<SteeringPlace>,
     pub(super) began: Instant,
     pub(super) drain_deadline_ms: Option<u64>,
     pub(super) expired: Vec<usize>,
@@ -70,7 +64,7 @@ pub struct Worker {
     /// When sessions whose bytes are on their way were last looked at.
     looked_ms: u64,
     /// Sessions that came beyond the limit of connections.
-    overflow: usize,
+    pub(super) overflow: usize,
     poll: Poll,
 }
 
@@ -81,7 +75,7 @@ impl Worker {
         connections: Connections,
         poll: Poll,
         channel: Channel,
-        slot: Option<WorkerSlot>,
+        place: Option<SteeringPlace>,
     ) -> Self {
         let limits = &core.settings.limits;
         let sessions = limits.connections as usize + OVERFLOW;
@@ -93,7 +87,7 @@ impl Worker {
             looked_ms: 0,
             core,
             control: Control::new(channel),
-            slot,
+            place,
             began: Instant::now(),
             drain_deadline_ms: None,
             overflow: 0,
@@ -162,6 +156,12 @@ impl Worker {
         wait.map(Duration::from_millis)
     }
 
+    /// Where to publish for steering, if this is the process that does.
+    #[inline]
+    fn slot(&self) -> Option<&WorkerSlot> {
+        self.place.as_ref()?.slot()
+    }
+
     fn begin_turn(&mut self) {
         let elapsed = self.began.elapsed();
         self.core.now.ms = u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX);
@@ -169,7 +169,7 @@ impl Worker {
         if let Some(redirector) = &mut self.core.redirector {
             redirector.now_ms = self.core.now.ms;
         }
-        if let Some(slot) = &self.slot {
+        if let Some(slot) = self.slot() {
             slot.begin_turn(monotonic_ns());
         }
     }
@@ -181,7 +181,7 @@ impl Worker {
         core.metrics.set(Counter::ClientsActive, self.sessions.len() as u64);
         core.metrics.set(Counter::BuffersUsed, core.buffers.used() as u64);
         core.metrics.set(Counter::PipesUsed, core.pipes.used() as u64);
-        if let Some(slot) = &self.slot {
+        if let Some(slot) = self.slot() {
             slot.set_active(u32::try_from(self.sessions.len()).unwrap_or(u32::MAX));
             slot.end_turn();
         }
@@ -395,7 +395,7 @@ impl Worker {
                 Ok((stream, peer)) => {
                     self.core.count(Counter::Accepted);
                     self.core.accept_failed = false;
-                    if let Some(slot) = &self.slot {
+                    if let Some(slot) = self.slot() {
                         slot.accepted(1);
                     }
                     self.welcome(stream, peer, index, full);
@@ -489,80 +489,5 @@ impl Worker {
     fn may_accept(&self, index: usize) -> bool {
         let listener = &self.core.listeners[index];
         listener.pending && !(self.is_full() && listener.configured.at_limit == AtLimit::Wait)
-    }
-
-    /// Begins to drain: what is in the accept queues is still served, what is idle is closed.
-    pub(super) fn drain(&mut self, deadline_ms: u64) {
-        if self.core.draining {
-            return;
-        }
-        self.core.draining = true;
-        self.drain_deadline_ms = Some(self.core.now.ms + deadline_ms);
-        if let Some(slot) = &self.slot {
-            slot.set_state(WorkerState::Draining);
-        }
-        for index in 0..self.core.listeners.len() {
-            self.accept_all(index);
-        }
-        for number in 0..self.core.listeners.len() {
-            self.core.close_listener(u16::try_from(number).unwrap_or(u16::MAX));
-        }
-        let idle: Vec<usize> =
-            self.connections.iter().filter(|(_, c)| c.session.is_none()).map(|(k, _)| k).collect();
-        for key in idle {
-            connection::close(&mut self.core, &mut self.connections, key);
-        }
-        let waiting: Vec<usize> = self
-            .sessions
-            .iter()
-            .filter(|(_, s)| s.phase == Phase::Head && s.requests > 0)
-            .map(|(k, _)| k)
-            .collect();
-        for key in waiting {
-            if self.sessions[key].client.buffer.is_none() {
-                self.end(key, Step::Close);
-            }
-        }
-    }
-
-    fn drained(&mut self) -> Option<Ended> {
-        let deadline = self.drain_deadline_ms?;
-        if self.sessions.is_empty() {
-            self.check_empty();
-            return Some(Ended::Drained);
-        }
-        if self.core.now.ms < deadline {
-            return None;
-        }
-        let cut = self.sessions.len();
-        self.core.metrics.add(Counter::DrainCut, cut as u64);
-        let keys: Vec<usize> = self.sessions.iter().map(|(key, _)| key).collect();
-        for key in keys {
-            self.sessions[key].exchange.ending = Ending::Cut;
-            self.end(key, Step::Close);
-        }
-        self.check_empty();
-        Some(Ended::Cut(cut))
-    }
-
-    /// Whatever sessions held is back in its place when the last has ended.
-    fn check_empty(&self) {
-        let core = &self.core;
-        debug_assert_eq!((core.buffers.used(), core.buffers.reserved()), (0, 0), "buffers used and reserved");
-        debug_assert_eq!(core.pipes.used(), 0, "pipes used");
-        if let Some(redirector) = &core.redirector {
-            debug_assert_eq!((redirector.running(), redirector.used()), (0, 0), "redirections, accounts");
-            debug_assert!(matches!(redirector.population(), Ok((0, 0)) | Err(_)), "sockets in maps");
-        }
-        debug_assert!(self.connections.is_empty(), "connections to backends");
-        debug_assert!(core.upstreams.iter().all(|upstream| upstream.active == 0), "requests under way");
-        debug_assert!(core.clusters.iter().all(|cluster| cluster.active == 0), "requests led to clusters");
-        debug_assert!(
-            core.listeners.iter().all(|listener| listener.sessions == 0),
-            "connections of listeners"
-        );
-        debug_assert_eq!(self.overflow, 0, "connections beyond the limit");
-        debug_assert!(core.waiting.is_empty(), "tunnels that wait for buffers");
-        debug_assert!(core.clusters.iter().all(|cluster| cluster.line.is_empty()), "waiting for a backend");
     }
 }

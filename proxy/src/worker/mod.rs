@@ -10,6 +10,7 @@ mod balancing;
 mod connection;
 mod control;
 mod core;
+mod drain;
 mod event_loop;
 mod log;
 mod measure;
@@ -23,6 +24,7 @@ mod response;
 mod session;
 mod sessions;
 mod start;
+mod steering;
 mod tables;
 mod tcp;
 mod trace;
@@ -30,7 +32,8 @@ mod tunnel;
 mod wheel;
 
 pub(crate) use self::core::buffer_count;
-pub use event_loop::{Ended, Worker};
+pub use drain::Ended;
+pub use event_loop::Worker;
 pub use start::{Confinement, run_from_environment, serve};
 
 /// The argument that makes the executable a worker instead of a command. The supervisor re-executes itself so.

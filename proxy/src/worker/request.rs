@@ -86,11 +86,8 @@ impl Worker {
         if session.requests == 0 {
             return Step::Wait; // the deadline for the first head has run since the connection was accepted
         }
-        if self.core.draining {
-            return Step::Close;
-        }
-        let keep_alive_ms = self.core.settings.timeouts.keep_alive_ms;
-        self.deadline(key, keep_alive_ms);
+        let Some(idle_ms) = self.core.idle_ms() else { return Step::Close };
+        self.deadline(key, idle_ms);
         Step::Wait
     }
 

@@ -9,16 +9,17 @@ use anyhow::{Context, anyhow, bail};
 use mio::unix::SourceFd;
 use mio::{Interest, Poll};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use underpass_command::state::Settings;
 use underpass_loader::{REDIRECT_DESCRIPTORS, WorkerSlot};
 
 use super::CONTROL_FD;
 use super::connection::{CONTROL, Connections, REDIRECT, most};
 use super::control::apply;
 use super::core::Core;
-use super::event_loop::{Ended, Worker};
+use super::drain::Ended;
+use super::event_loop::Worker;
 use super::log::AccessLog;
 use super::session::OVERFLOW;
+use super::steering::SteeringPlace;
 use crate::forward::Redirector;
 use crate::ipc::{Channel, ToSupervisor, ToWorker};
 use crate::metrics::Block;
@@ -99,9 +100,11 @@ fn start(control: OwnedFd, confinement: Confinement) -> anyhow::Result<Worker> {
     let mut core = Core::new(registry, *settings, metrics, log, seed);
     core.redirector = redirector;
     let mut connections = Connections::with_capacity(most(&core.settings));
+    let mut place = slot.map(|slot| SteeringPlace::new(slot, generation));
     loop {
         match next(&channel)? {
             (ToWorker::Run, _) => break,
+            (ToWorker::Publish, _) => place.iter_mut().for_each(|place| place.publish(&core.settings)),
             (ToWorker::Change { revision, steps, .. }, descriptors) => {
                 core.revision = revision;
                 let mut descriptors = VecDeque::from(descriptors);
@@ -118,16 +121,8 @@ fn start(control: OwnedFd, confinement: Confinement) -> anyhow::Result<Worker> {
         super::privileges::drop_all(&core.settings.user)?;
     }
     poll.registry().register(&mut SourceFd(&raw_fd(&channel)), CONTROL, Interest::READABLE)?;
-    if let Some(slot) = &slot {
-        slot.start(generation, overload(&core.settings));
-    }
     channel = tell_running(channel)?;
-    Ok(Worker::new(core, connections, poll, channel, slot))
-}
-
-/// Steering looks for another worker a little before this one must refuse.
-fn overload(settings: &Settings) -> u32 {
-    settings.limits.connections - settings.limits.connections / 16
+    Ok(Worker::new(core, connections, poll, channel, place))
 }
 
 fn raw_fd(channel: &Channel) -> std::os::fd::RawFd {

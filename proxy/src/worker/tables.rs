@@ -307,20 +307,23 @@ impl Core {
         socket.set_nonblocking(true).map_err(fault)?;
         // Accepted sockets inherit it (tcp(7)): heads and small bodies go out at once.
         socket2::SockRef::from(&socket).set_tcp_nodelay(true).map_err(fault)?;
-        let mut socket = TcpListener::from_std(socket);
-        let token = token(Kind::Listener, key, 0);
-        self.registry.register(&mut socket, token, Interest::READABLE).map_err(fault)?;
+        // While this process drains, another one accepts.
+        let mut socket = (!self.draining).then(|| TcpListener::from_std(socket));
+        if let Some(socket) = &mut socket {
+            let token = token(Kind::Listener, key, 0);
+            self.registry.register(socket, token, Interest::READABLE).map_err(fault)?;
+        }
         self.listeners[key] = Listening {
             presence: Presence::Present,
             sessions: 0,
-            socket: Some(socket),
+            socket,
             scope: self.routes.hold_listener(&name),
             names_scope: self.server_names.hold_listener(&name),
             configured,
             default_cluster,
             port: port.to_string().into_bytes(),
             // Whatever came before the registration is looked for in the next turn.
-            pending: true,
+            pending: !self.draining,
         };
         Ok(())
     }

@@ -3,7 +3,7 @@
 use std::net::TcpStream;
 use std::thread;
 
-use underpass::ipc::ToWorker;
+use underpass::ipc::{ToSupervisor, ToWorker};
 use underpass::metrics::Counter;
 use underpass::worker::Ended;
 use underpass_tests::body::Content;
@@ -51,6 +51,45 @@ fn every_connection_is_finished_where_it_stands() {
         drop((waiting, half));
         assert_eq!(worker.join(), Ended::Drained);
     }
+}
+
+/// Its next request may be on its way when another process takes over.
+#[test]
+fn an_idle_connection_gets_one_more_answer_where_a_successor_takes_over() {
+    let backend = Backend::answering(OK);
+    let worker = Worker::start(Setup::to(&[backend.address()]));
+    let mut clients = [0; 3].map(|_| Peer::connect(worker.address()));
+    for client in &mut clients {
+        client.send(GET);
+        assert_eq!(client.response().value("Connection"), None);
+    }
+    worker.order(&ToWorker::HandOver { deadline_ms: 3_600_000 });
+    assert!(matches!(worker.told(), ToSupervisor::HandedOver));
+    assert!(TcpStream::connect(worker.address()).is_err(), "its listening sockets are closed");
+    let [asking, silent, late] = &mut clients;
+    asking.send(GET);
+    let response = asking.response();
+    assert_eq!((response.text(), response.value("Connection")), ("ok", Some("close")));
+    asking.expect_end();
+    // Who has nothing to ask is not waited for.
+    silent.expect_end();
+    late.expect_end();
+    assert_eq!(worker.join(), Ended::Drained);
+}
+
+/// A nearer deadline holds, a farther one does not.
+#[test]
+fn a_drain_after_a_handover_ends_what_is_idle_and_what_is_late() {
+    let (backend, _permit) = Backend::holding(OK);
+    let worker = Worker::start(Setup::to(&[backend.address()]));
+    let mut waiting = Peer::connect(worker.address());
+    waiting.send(GET);
+    worker.until(Counter::RequestsActive, 1);
+    worker.order(&ToWorker::HandOver { deadline_ms: 3_600_000 });
+    worker.order(&ToWorker::Drain { deadline_ms: 0 });
+    waiting.expect_gone();
+    drop(waiting);
+    assert_eq!(worker.join(), Ended::Cut(1));
 }
 
 /// What was accepted by the kernel before the drain is served.

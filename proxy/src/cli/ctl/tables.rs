@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use underpass_command::api::{BackendEntry, Page, Sessions, WorkerStatus};
+use underpass_command::api::{BackendEntry, Page, Predecessor, Sessions, WorkerStatus};
 use underpass_command::state::{Action, Answer, Backend, Cluster, Listener, RedirectMode, Route};
 
 use super::super::text::table;
@@ -101,7 +101,8 @@ pub(super) fn answers(page: &Page<Answer>) -> String {
 }
 
 pub(super) fn workers(workers: &[WorkerStatus]) -> String {
-    let mut rows = vec![row(["worker", "cpu", "state", "process", "restarts", "open", "requests"])];
+    let mut rows =
+        vec![row(["worker", "cpu", "state", "process", "restarts", "open", "requests", "draining"])];
     rows.extend(workers.iter().map(|worker| {
         vec![
             worker.index.to_string(),
@@ -111,9 +112,16 @@ pub(super) fn workers(workers: &[WorkerStatus]) -> String {
             worker.restarts.to_string(),
             worker.counters.value("connections_active").to_string(),
             worker.counters.value("requests").to_string(),
+            worker.draining.as_ref().map_or_else(|| "-".into(), predecessor),
         ]
     }));
     table(&rows)
+}
+
+/// The process that a worker had before, for people.
+fn predecessor(draining: &Predecessor) -> String {
+    let pid = draining.pid.map_or_else(|| "-".into(), |pid| pid.to_string());
+    format!("process {pid}: {} open, {} ms left", draining.connections, draining.cut_in_ms)
 }
 
 pub(super) fn sessions(found: &Sessions) -> String {

@@ -5,11 +5,10 @@ use std::path::PathBuf;
 use underpass_command::state::{AccessLogEscape, AccessLogFormat, RedirectMode, Settings, SteeringPolicy};
 
 use super::store;
+use crate::config::TIMEOUT_MS_MAX;
 use crate::config::syntax::{Syntax, parse_address, parse_choice, parse_uids};
 use crate::config::table::{Access, Key, Need};
 
-/// 30 days: long enough for any wait, short enough that no deadline overflows.
-const TIMEOUT_MS_MAX: u64 = 30 * 24 * 3600 * 1000;
 /// No worker has more descriptors than this by default (`fs.nr_open`).
 const DESCRIPTORS_MAX: u64 = 1024 * 1024;
 /// So that an edited head goes out in one `writev`: two pieces for each field, and IOV_MAX is 1024.

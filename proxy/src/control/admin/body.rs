@@ -37,6 +37,21 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Small<T> {
     }
 }
 
+/// The same, or no body, which stands for the defaults.
+pub(super) struct SmallOrNone<T>(pub(super) T);
+
+impl<T: DeserializeOwned + Default, S: Send + Sync> FromRequest<S> for SmallOrNone<T> {
+    type Rejection = Failure;
+
+    async fn from_request(request: Request, _: &S) -> Result<Self, Failure> {
+        let bytes = read(request, SMALL_SIZE_MAX).await?;
+        if bytes.is_empty() {
+            return Ok(Self(T::default()));
+        }
+        parse(&bytes).map(Self)
+    }
+}
+
 /// A body of JSON, of at most [`LARGE_SIZE_MAX`].
 pub(super) struct Large<T>(pub(super) T);
 

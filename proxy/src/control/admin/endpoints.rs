@@ -8,8 +8,8 @@ use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde_json::{Map, Value, json};
 use underpass_command::api::{
     BackendEntry, ChangeRequest, Changed, Draining, ErrorBody, Event, PAGE_SIZE_MAX, Page, RedirectChange,
-    RedirectStatus, Saved, Sessions, StateDocument, Status, SteeringChange, SteeringStatus, Top,
-    WorkerStatus,
+    RedirectStatus, Saved, Sessions, StateDocument, Status, SteeringChange, SteeringStatus, Top, WorkerDrain,
+    WorkerDraining, WorkerStatus,
 };
 use underpass_command::state::{self, Cluster, Listener, Route};
 
@@ -25,6 +25,7 @@ pub(super) struct Endpoint {
     parameters: &'static [Parameter],
     /// What is sent.
     body: Option<SchemaOf>,
+    body_required: bool,
     answer: Answer,
     pub(super) handler: fn() -> MethodRouter<Context>,
 }
@@ -51,6 +52,7 @@ enum Parameter {
     IfNoneMatch,
     LastEventId,
     ClusterInPath,
+    WorkerInPath,
 }
 
 const LIST: &[Parameter] = &[Parameter::Name, Parameter::Cluster, Parameter::Limit, Parameter::After];
@@ -66,7 +68,16 @@ const fn read(
     answer: Answer,
     handler: fn() -> MethodRouter<Context>,
 ) -> Endpoint {
-    Endpoint { path, method: "get", summary, parameters: &[], body: None, answer, handler }
+    Endpoint {
+        path,
+        method: "get",
+        summary,
+        parameters: &[],
+        body: None,
+        body_required: true,
+        answer,
+        handler,
+    }
 }
 
 /// Every endpoint. A path may be there several times, each time with another method.
@@ -122,6 +133,18 @@ pub(super) static ENDPOINTS: &[Endpoint] = &[
     read("/v1/workers", "Worker processes", Answer::Json(schema::<Vec<WorkerStatus>>), || {
         get(routes::workers)
     }),
+    Endpoint {
+        method: "post",
+        parameters: &[Parameter::WorkerInPath],
+        body: Some(schema::<WorkerDrain>),
+        body_required: false,
+        ..read(
+            "/v1/workers/{worker}/drain",
+            "Lets a worker's process finish what it has, while another takes its place; answers when that accepts connections",
+            Answer::Json(schema::<WorkerDraining>),
+            || post(routes::drain_worker),
+        )
+    },
     read("/v1/redirect", "How bodies are forwarded", Answer::Json(schema::<RedirectStatus>), || {
         get(routes::redirect)
     }),
@@ -261,7 +284,7 @@ fn operation(endpoint: &Endpoint, failure: &Schema, generator: &mut SchemaGenera
     });
     if let Some(body) = endpoint.body {
         let content = json!({ "application/json": { "schema": body(generator) } });
-        operation["requestBody"] = json!({ "required": true, "content": content });
+        operation["requestBody"] = json!({ "required": endpoint.body_required, "content": content });
     }
     operation
 }
@@ -290,6 +313,10 @@ fn describe(parameter: Parameter) -> Value {
             ("Last-Event-ID", "header", schema, "Begin with what has happened after this event")
         }
         Parameter::ClusterInPath => ("name", "path", text, "Name of the cluster"),
+        Parameter::WorkerInPath => {
+            let schema = json!({ "type": "integer", "minimum": 0, "maximum": u16::MAX });
+            ("worker", "path", schema, "Number of the worker")
+        }
     };
     let required = place == "path";
     json!({ "name": name, "in": place, "required": required, "schema": schema, "description": description })

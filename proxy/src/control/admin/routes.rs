@@ -10,13 +10,14 @@ use axum::{Json, Router};
 use serde::de::DeserializeOwned;
 use underpass_command::api::{
     BackendEntry, Draining, ErrorBody, Page, RedirectChange, RedirectStatus, Select, SessionSelect, Sessions,
-    Status, SteeringChange, SteeringStatus, TOP_SIZE_MAX, Top, TopSelect, WorkerStatus,
+    Status, SteeringChange, SteeringStatus, TOP_SIZE_MAX, Top, TopSelect, WorkerDrain, WorkerDraining,
+    WorkerStatus,
 };
 use underpass_command::live::{ClusterEntry, Configuration};
 use underpass_command::state::{self, Cluster, Listener, Route};
 
 use super::audit::Audit;
-use super::body::{Small, Turns};
+use super::body::{Small, SmallOrNone, Turns};
 use super::caller::Caller;
 use super::connections::Deadline;
 use super::endpoints::{ENDPOINTS, document};
@@ -53,6 +54,20 @@ pub(super) async fn status(State(context): State<Context>) -> Answer<Status> {
 
 pub(super) async fn workers(State(context): State<Context>) -> Answer<Vec<WorkerStatus>> {
     Ok(Json(context.handle.status().await?.workers))
+}
+
+pub(super) async fn drain_worker(
+    State(context): State<Context>,
+    Extension(caller): Extension<Caller>,
+    number: Result<Path<u16>, PathRejection>,
+    SmallOrNone(order): SmallOrNone<WorkerDrain>,
+) -> Answer<WorkerDraining> {
+    let Path(worker) = number.map_err(|rejection| {
+        Failure::new(400, rejection.body_text(), "GET /v1/workers lists the numbers of the workers")
+    })?;
+    let result = context.handle.drain_worker(worker, order).await;
+    context.audit.note(caller, &format!("drain of worker {worker}"), result.as_ref().map(|_| None));
+    Ok(Json(result?))
 }
 
 pub(super) async fn redirect(State(context): State<Context>) -> Answer<RedirectStatus> {

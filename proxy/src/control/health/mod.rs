@@ -306,12 +306,11 @@ impl Supervisor {
     /// Tells everybody that backends have come up or gone down.
     pub(super) fn on_health(&mut self, verdicts: Vec<Verdict>) {
         let told: Vec<(u32, bool)> = verdicts.iter().map(|verdict| (verdict.number, verdict.up)).collect();
-        for (index, worker) in self.workers.iter().enumerate() {
-            let Some(link) = &worker.link else { continue };
+        for (process, link) in self.processes() {
             let letters = messages(&told).map(Letter::from).collect();
             if link.tell(letters) == Told::Stuck {
                 // It would go on sending requests to what is down: its successor will not.
-                tracing::error!(worker = index, "worker does not take its commands; it is killed");
+                tracing::error!(worker = process.worker, "worker does not take its commands; it is killed");
                 link.kill();
             }
         }

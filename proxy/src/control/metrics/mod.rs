@@ -24,8 +24,8 @@ use self::families::Family;
 use self::process::Usage;
 use crate::http1::Reason;
 use crate::metrics::{
-    BackendCounter, BackendDuration, Block, ClusterCounter, ClusterDuration, Exposition, Format, Kind,
-    ListenerCounter, ListenerDuration, Peer, Reading, SlotCounter, View,
+    BackendCounter, BackendDuration, BlockPair, ClusterCounter, ClusterDuration, Exposition, Format, Kind,
+    ListenerCounter, ListenerDuration, Peer, Reading, SlotCounter, View, views,
 };
 
 /// A listener or cluster, and where its counters lie.
@@ -62,7 +62,7 @@ pub(super) struct WorkerItem {
 pub(crate) struct Scrape {
     pub(super) settings: Metrics,
     pub(super) limits: Limits,
-    pub(super) blocks: Arc<Vec<Block>>,
+    pub(super) blocks: Arc<Vec<BlockPair>>,
     pub(super) workers: Vec<WorkerItem>,
     pub(super) listeners: Vec<Item>,
     pub(super) clusters: Vec<Item>,
@@ -81,7 +81,7 @@ impl Scrape {
     /// The text. Takes milliseconds for each ten thousand series, so it is no work for the supervisor's loop.
     pub(crate) fn render(&self, format: Format) -> String {
         let mut out = Exposition::new(format, u64::from(self.settings.series_max));
-        let views: Vec<View<'_>> = self.blocks.iter().map(View::new).collect();
+        let views = views(&self.blocks);
         self.supervisor(&mut out);
         self.steering(&mut out);
         self.workers(&mut out);

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use underpass_command::api::SteeringRow;
 
 use super::*;
-use crate::metrics::Counter;
+use crate::metrics::{Block, Counter};
 
 /// Two workers, two clusters of one backend each, and something counted everywhere.
 fn scrape() -> Scrape {
@@ -42,7 +42,7 @@ fn scrape() -> Scrape {
     Scrape {
         settings: Metrics::default(),
         limits: Limits::default(),
-        blocks: Arc::new(blocks.into()),
+        blocks: Arc::new(blocks.map(BlockPair::from).into()),
         workers: vec![worker.clone(), WorkerItem { pid: None, state: WorkerState::Waiting, ..worker }],
         listeners: vec![Item { number: 0, name: "web".into() }],
         clusters: vec![Item { number: 0, name: "idle".into() }, Item { number: 1, name: "app".into() }],

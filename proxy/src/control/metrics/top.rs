@@ -9,8 +9,8 @@ use underpass_command::api::{Distribution, Top, TopBackend, TopCluster, TopWorke
 use super::families;
 use super::{BackendItem, Item, Scrape};
 use crate::metrics::{
-    BackendCounter, BackendDuration, Block, ClusterCounter, ClusterDuration, Counter, Durations, Histogram,
-    Reading, SlotCounter, View, bucket_value_max,
+    BackendCounter, BackendDuration, BlockPair, ClusterCounter, ClusterDuration, Counter, Durations,
+    Histogram, Reading, SlotCounter, View, bucket_value_max, views,
 };
 
 /// The order is found anew after so long, so that those who look at the same time see the same.
@@ -64,7 +64,7 @@ impl Ranking {
 impl Scrape {
     /// The document of `underpass top`. As with [`Self::render`], no work for the supervisor's loop.
     pub(crate) fn top(&self, limit: usize) -> Top {
-        let views: Vec<View<'_>> = self.blocks.iter().map(View::new).collect();
+        let views = views(&self.blocks);
         let now = Instant::now();
         let mut rankings = self.rankings.0.lock().unwrap_or_else(PoisonError::into_inner);
         let [of_clusters, of_backends] = &mut *rankings;
@@ -156,7 +156,7 @@ fn top_cluster(item: &Item, views: &[View<'_>]) -> TopCluster {
     }
 }
 
-fn worker_traffic(block: &Block) -> Traffic {
+fn worker_traffic(block: &BlockPair) -> Traffic {
     use Counter as C;
     let sum = |counters: &[C]| counters.iter().map(|counter| block.get(*counter)).sum();
     Traffic {
