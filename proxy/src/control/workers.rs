@@ -145,6 +145,11 @@ impl Worker {
         }
     }
 
+    /// Whether a process that was replaced has not ended yet.
+    pub(super) fn is_draining(&self) -> bool {
+        matches!(&self.second, Some(Second { role: Role::Predecessor(_), .. }))
+    }
+
     /// Whether a process that was replaced still publishes what steering needs to know of this worker.
     pub(super) fn is_published_by_predecessor(&self) -> bool {
         let role = self.second.as_ref().map(|second| &second.role);

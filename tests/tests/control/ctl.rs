@@ -4,12 +4,13 @@ use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
 use std::process::{Command, Output, Stdio};
 
+use underpass_command::api::WorkerStatus;
 use underpass_command::state::Balance;
 use underpass_tests::proxy::{Setup, executable};
-use underpass_tests::{Backend, Peer, Proxy};
+use underpass_tests::{Backend, Peer, Proxy, until};
 
 use crate::lifecycle::Held;
-use crate::{GET, HELLO, text};
+use crate::{GET, HELLO, text, underpass};
 
 fn command(proxy: &Proxy, words: &[&str]) -> Command {
     let mut command = Command::new(executable());
@@ -216,6 +217,43 @@ fn limits_and_settings_are_shown_and_set() {
     assert!(done(&proxy, &["settings", "show"]).contains("timeouts.head_ms=4321\n"));
     assert!(done(&proxy, &["worker", "list"]).contains("running"));
     proxy.stop();
+}
+
+#[test]
+fn all_workers_are_replaced_one_after_the_other() {
+    let held = Held::start();
+    let setup = Setup::to(&[held.backend.address()]).with(|state| state.settings.workers = 2);
+    let proxy = setup.expect_log("drain of worker").start();
+    let before = proxy.worker_pids();
+    let mut client = Peer::connect(proxy.address());
+    client.send(GET);
+    proxy.until_counter("requests_active", 1);
+    let active = |worker: &WorkerStatus| worker.counters.value("requests_active") == 1;
+    let busy = proxy.status().workers.iter().position(active).expect("one of them").to_string();
+    let told = done(&proxy, &["worker", "drain", &busy, "--deadline-ms", "3600000"]);
+    assert!(told.contains("finishes what it has, what is left after 3600000 ms is cut"), "{told}");
+    let shown = done(&proxy, &["worker", "list"]);
+    assert!(shown.contains("running") && shown.contains(": 1 open, "), "{shown}");
+    assert!(text(&underpass(&["status", "--socket", &socket(&proxy)])).contains("drains: process "));
+    let again = fails(&proxy, 1, &["worker", "drain", &busy]);
+    assert!(again.contains("drains already") && again.contains("worker_drained"), "{again}");
+    assert!(fails(&proxy, 2, &["worker", "drain", "every"]).contains("neither the number of a worker"));
+    held.release();
+    assert_eq!(client.response().text(), "hello");
+    drop(client);
+    let drained = || proxy.status().workers.iter().all(|worker| worker.draining.is_none()).then_some(());
+    until("the first drain has ended", drained);
+    let told = done(&proxy, &["worker", "drain", "all", "--wait"]);
+    for number in [0, 1] {
+        assert!(told.contains(&format!("worker {number} has drained: process ")), "{told}");
+    }
+    assert!(proxy.worker_pids().iter().all(|pid| !before.contains(pid)));
+    assert_eq!(fetch(proxy.address()), "hello");
+    proxy.stop();
+}
+
+fn socket(proxy: &Proxy) -> String {
+    proxy.client().socket().display().to_string()
 }
 
 #[test]

@@ -55,6 +55,8 @@ pub(super) struct WorkerItem {
     pub(super) cpu: Option<u16>,
     pub(super) state: WorkerState,
     pub(super) restarts: u64,
+    /// Whether a process that was replaced has not ended yet.
+    pub(super) draining: bool,
 }
 
 /// Everything that the text is made from.
@@ -162,6 +164,11 @@ impl Scrape {
         let mut up = out.family("underpass_worker_up", Kind::Gauge, "1 when it accepts connections.");
         for ((number, worker), _) in each() {
             up.sample(&[("worker", number)], u8::from(worker.state == WorkerState::Running));
+        }
+        let help = "1 while a process that was replaced finishes what it has.";
+        let mut draining = out.family("underpass_worker_draining", Kind::Gauge, help);
+        for ((number, worker), _) in each() {
+            draining.sample(&[("worker", number)], u8::from(worker.draining));
         }
         let mut restarts =
             out.family("underpass_worker_restarts", Kind::Counter, "Times it was started again.");

@@ -24,8 +24,13 @@ fn scrape() -> Scrape {
         BackendCounter::ALL.iter().for_each(|counter| block.backend(7).add(*counter, 5));
         block.backend(7).duration(BackendDuration::Connect as usize, 150);
     }
-    let worker =
-        WorkerItem { cpu: Some(1), pid: Some(std::process::id()), state: WorkerState::Running, restarts: 1 };
+    let worker = WorkerItem {
+        cpu: Some(1),
+        pid: Some(std::process::id()),
+        state: WorkerState::Running,
+        restarts: 1,
+        draining: true,
+    };
     let backend = |number, cluster: usize, up, drain| BackendItem {
         number,
         cluster,
@@ -73,6 +78,7 @@ fn workers_add_up_and_each_thing_is_told_apart() {
         "underpass_worker_pool_limit{worker=\"0\",pool=\"buffers\"} 40000",
         "underpass_worker_up{worker=\"0\"} 1",
         "underpass_worker_up{worker=\"1\"} 0",
+        "underpass_worker_draining{worker=\"0\"} 1",
         "underpass_steering_connections_total{cpu=\"3\",worker=\"1\"} 6",
         "underpass_steering_connections_total{cpu=\"3\",worker=\"kernel\"} 1",
         "underpass_steering_outcomes_total{outcome=\"home\"} 11",
