@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use underpass_command::state::{self, Balance, HashKey, RetryOn};
+use underpass_command::state::{self, Balance, HashKey, RetryOn, SameSite};
 
 use super::core::{Core, Upstream};
 use super::event_loop::Worker;
@@ -224,7 +224,7 @@ impl Core {
             .sticky
             .is_some_and(|known| known == sticky || cluster.balancer.may_keep(known, tried, self.now.ms));
         if !known {
-            cookie.write(name, sticky);
+            cookie.write(name, sticky, cluster.configured.sticky_same_site);
         }
         cookie
     }
@@ -341,7 +341,7 @@ fn read_sticky(value: &[u8]) -> Option<u64> {
     u64::from_str_radix(text, 16).ok()
 }
 
-/// The value of a Set-Cookie field (RFC 6265 section 4.1), in a fixed space.
+/// The value of a Set-Cookie field (RFC 6265bis section 4.1), in a fixed space.
 pub(super) struct StickyCookie {
     bytes: [u8; Self::SIZE_MAX],
     length: usize,
@@ -357,9 +357,17 @@ impl StickyCookie {
     /// The configuration bounds a name to 128 bytes; digits and attributes are fewer.
     const SIZE_MAX: usize = 128 + 64;
 
-    fn write(&mut self, name: &str, sticky: u64) {
+    fn write(&mut self, name: &str, sticky: u64, same_site: SameSite) {
+        let site = match same_site {
+            SameSite::Lax => "Lax",
+            SameSite::Strict => "Strict",
+            SameSite::None => "None",
+        };
+        // RFC 6265bis sections 4.1.2.7 and 4.1.3: without Secure, clients ignore it.
+        let secure = same_site == SameSite::None || has_secure_prefix(name);
+        let secure = if secure { "; Secure" } else { "" };
         let mut rest = &mut self.bytes[..];
-        let value = format_args!("{name}={sticky:016x}; Path=/; HttpOnly; SameSite=Lax");
+        let value = format_args!("{name}={sticky:016x}; Path=/; HttpOnly; SameSite={site}{secure}");
         self.length = match std::io::Write::write_fmt(&mut rest, value) {
             Ok(()) => Self::SIZE_MAX - rest.len(),
             Err(_) => 0,
@@ -371,21 +379,46 @@ impl StickyCookie {
     }
 }
 
+/// Names that clients take from secure origins only, whatever their case (RFC 6265bis section 4.1.3).
+fn has_secure_prefix(name: &str) -> bool {
+    ["__secure-", "__host-"]
+        .iter()
+        .any(|prefix| name.get(..prefix.len()).is_some_and(|start| start.eq_ignore_ascii_case(prefix)))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
+    fn a_sticky_cookie_says_where_it_may_go() {
+        let attributes = |name: &str, same_site| {
+            let mut cookie = StickyCookie::default();
+            cookie.write(name, 1, same_site);
+            let text = String::from_utf8(cookie.as_bytes().to_vec()).expect("ASCII");
+            text.split_once("; Path=/; HttpOnly; ").expect("attributes").1.to_owned()
+        };
+        assert_eq!(attributes("a", SameSite::Lax), "SameSite=Lax");
+        assert_eq!(attributes("a", SameSite::Strict), "SameSite=Strict");
+        assert_eq!(attributes("a", SameSite::None), "SameSite=None; Secure");
+        assert_eq!(attributes("__Host-a", SameSite::Lax), "SameSite=Lax; Secure");
+        assert_eq!(attributes("__secure-a", SameSite::Strict), "SameSite=Strict; Secure");
+        // The longest that can be.
+        let name = format!("__Host-{}", "n".repeat(121));
+        assert_eq!(attributes(&name, SameSite::Strict), "SameSite=Strict; Secure");
+    }
+
+    #[test]
     fn a_sticky_cookie_is_read_as_it_is_written() {
         let mut cookie = StickyCookie::default();
-        cookie.write("b", 0xfe);
+        cookie.write("b", 0xfe, SameSite::Lax);
         assert_eq!(cookie.as_bytes(), b"b=00000000000000fe; Path=/; HttpOnly; SameSite=Lax");
         assert_eq!(read_sticky(b"00000000000000fe"), Some(0xfe));
         for other in [&b""[..], b"fe", b"00000000000000FE", b"+0000000000000fe", b"00000000000000fe0"] {
             assert_eq!(read_sticky(other), None);
         }
         let longest = "n".repeat(128);
-        cookie.write(&longest, u64::MAX);
+        cookie.write(&longest, u64::MAX, SameSite::Lax);
         assert!(cookie.as_bytes().ends_with(b"=ffffffffffffffff; Path=/; HttpOnly; SameSite=Lax"));
     }
 }

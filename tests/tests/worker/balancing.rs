@@ -5,7 +5,7 @@ use std::net::TcpStream;
 use underpass::http1::Reason;
 use underpass::ipc::{Step, ToWorker};
 use underpass::metrics::Counter;
-use underpass_command::state::{Backend as Configured, Balance, Cluster, HashKey, Protocol};
+use underpass_command::state::{Backend as Configured, Balance, Cluster, HashKey, Protocol, SameSite};
 use underpass_tests::message::Message;
 use underpass_tests::proxy::Setup;
 use underpass_tests::worker::Worker;
@@ -175,6 +175,17 @@ fn cookie(response: &Message) -> String {
     let (cookie, attributes) = set.split_once("; ").expect("attributes");
     assert_eq!(attributes, "Path=/; HttpOnly; SameSite=Lax");
     cookie.to_owned()
+}
+
+#[test]
+fn a_cookie_for_other_sites_is_secure() {
+    let one = named("one");
+    let setup = sticky(&[&one]).with(|state| state.clusters[0].sticky_same_site = SameSite::None);
+    let worker = Worker::start(setup);
+    let response = ask(&worker, "X-A: 1");
+    let set = response.value("Set-Cookie").expect("a cookie");
+    assert!(set.ends_with("; Path=/; HttpOnly; SameSite=None; Secure"), "{set}");
+    worker.stop();
 }
 
 #[test]

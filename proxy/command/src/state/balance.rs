@@ -28,6 +28,20 @@ named! {
 }
 
 named! {
+    /// With which requests of other sites a client sends the sticky cookie (RFC 6265bis section 4.1.2.7).
+    #[derive(Default)]
+    SameSite {
+        /// Those by which somebody comes from there.
+        #[default]
+        Lax = "lax",
+        /// None.
+        Strict = "strict",
+        /// All. Clients take such a cookie over HTTPS only, so it is marked as secure.
+        None = "none",
+    }
+}
+
+named! {
     /// What becomes of requests while no backend of a cluster is available.
     #[derive(Default)]
     WhenAllDown {

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use serde::{Deserialize, Serialize};
 
 use super::names::named;
-use super::{AnswerFor, Balance, Check, HashKey, RedirectMode, RetryOn, StatusRanges, WhenAllDown};
+use super::{AnswerFor, Balance, Check, HashKey, RedirectMode, RetryOn, SameSite, StatusRanges, WhenAllDown};
 
 /// A group of backends that serve the same application.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -29,6 +29,9 @@ pub struct Cluster {
     /// Name of the cookie that keeps a client at its backend.
     #[serde(default)]
     pub sticky_cookie: Option<String>,
+    /// With which requests of other sites clients send it.
+    #[serde(default)]
+    pub sticky_same_site: SameSite,
     /// Requests and tunnels of one worker that may wait for a backend below its `in_flight_max`.
     #[serde(default = "queue_length")]
     pub queue_length: u32,
@@ -135,6 +138,7 @@ impl Cluster {
             when_all_down: WhenAllDown::default(),
             slow_start_ms: 0,
             sticky_cookie: None,
+            sticky_same_site: SameSite::default(),
             queue_length: queue_length(),
             queue_timeout_ms: queue_timeout_ms(),
             retry_on: RetryOn::default(),

@@ -1,6 +1,6 @@
 //! Keys of clusters and backends.
 
-use underpass_command::state::{Backend, Balance, Check, Cluster, RetryOn, SendProxy, WhenAllDown};
+use underpass_command::state::{Backend, Balance, Check, Cluster, RetryOn, SameSite, SendProxy, WhenAllDown};
 
 use super::{redirect_modes, store};
 use crate::config::syntax::{Syntax, parse_address, parse_choice, parse_hash_key, parse_status_ranges};
@@ -59,7 +59,15 @@ pub(in crate::config) static CLUSTER: &[Key<Cluster>] = &[
         "backend",
         Syntax::Token,
         "Name of a cookie that keeps a client at the backend of its first request while that is available. It tells no \
-         address."
+         address. One whose name begins with __Secure- or __Host- is marked as secure."
+    ),
+    choice!(
+        "sticky_same_site",
+        sticky_same_site,
+        SameSite,
+        "With which requests of other sites clients send the sticky cookie: lax, those by which somebody comes from there; \
+         strict, none; none, all, for what is embedded elsewhere. Clients take the last over HTTPS only, so it is marked as \
+         secure, and TLS must end in front of this proxy."
     ),
     integer!(
         "queue_length",

@@ -1,5 +1,6 @@
 //! Any valid state written as a file and read again is the same.
 
+use std::collections::HashSet;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
@@ -11,7 +12,8 @@ use proptest::test_runner::RngSeed;
 use underpass_command::state::{
     AccessLogEscape, AccessLogFormat, AtLimit, Backend, Balance, Check, Cluster, ForwardedFields, HashKey,
     Limits, Listener, Log, Metrics, PathMatch, Protocol, ProxyProtocol, RedirectMode, RequestId, RetryOn,
-    Route, SendProxy, Settings, State, StatusRanges, SteeringPolicy, Timeouts, TraceContext, WhenAllDown,
+    Route, SameSite, SendProxy, Settings, State, StatusRanges, SteeringPolicy, Timeouts, TraceContext,
+    WhenAllDown,
 };
 
 use crate::config::{Problem, Severity, parse, to_toml, validate};
@@ -175,7 +177,12 @@ fn listener() -> impl Strategy<Value = Listener> {
 }
 
 fn cluster() -> impl Strategy<Value = Cluster> {
-    let choices = (select(Balance::ALL), option::of(select(RedirectMode::ALL)), select(SendProxy::ALL));
+    let choices = (
+        select(Balance::ALL),
+        option::of(select(RedirectMode::ALL)),
+        select(SendProxy::ALL),
+        select(SameSite::ALL),
+    );
     let cluster = (name(), choices, any::<bool>(), vec(backend(), 0..4));
     (cluster, balancing(), retries(), checks(), ejection()).prop_map(
         |((name, choices, chunked_requests, backends), balancing, retries, checks, ejection)| Cluster {
@@ -190,6 +197,7 @@ fn cluster() -> impl Strategy<Value = Cluster> {
             when_all_down: balancing.1,
             slow_start_ms: balancing.2,
             sticky_cookie: balancing.3,
+            sticky_same_site: choices.3,
             queue_length: balancing.4,
             queue_timeout_ms: balancing.5,
             retry_on: retries.0,
@@ -292,6 +300,9 @@ prop_compose! {
             let first = (listener.protocol == Protocol::Tcp).then(|| clusters[0].name.clone());
             listener.default_cluster = default_cluster.map(|index| index.get(&clusters).name.clone()).or(first);
         }
+        // A route would name both of two that are called the same, whatever they speak.
+        let mut names = HashSet::new();
+        listeners.retain(|(listener, _)| names.insert(listener.name.clone()));
         let listeners: Vec<_> = listeners.into_iter().map(|(listener, _)| listener).collect();
         let routes = routes.into_iter().filter_map(|(route, listener, cluster)| {
             let protocol = if route.sni.is_some() { Protocol::Tcp } else { Protocol::Http };
