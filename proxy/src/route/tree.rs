@@ -13,15 +13,50 @@ pub(super) struct Tree<V> {
     root: Node<V>,
 }
 
+/// A cache line: most of a lookup's time is waiting for memory.
 #[derive(Debug)]
 struct Node<V> {
     /// The first byte of the label, so that a search among siblings stays in their own memory.
     first: u8,
     /// The bytes between the parent and this node; never empty but in the root.
-    label: Box<[u8]>,
+    label: Label,
     /// Sorted by their first byte, which differs.
     children: Vec<Node<V>>,
     value: Option<Box<V>>,
+}
+
+/// As many bytes as fit into a label without memory of its own.
+const SHORT: usize = 22;
+
+#[derive(Debug)]
+enum Label {
+    Short(u8, [u8; SHORT]),
+    Long(Box<[u8]>),
+}
+
+impl Label {
+    fn new(bytes: &[u8]) -> Self {
+        let mut short = [0; SHORT];
+        match (u8::try_from(bytes.len()), short.get_mut(..bytes.len())) {
+            (Ok(length), Some(start)) => {
+                start.copy_from_slice(bytes);
+                Self::Short(length, short)
+            }
+            _ => Self::Long(bytes.into()),
+        }
+    }
+}
+
+impl std::ops::Deref for Label {
+    type Target = [u8];
+
+    #[inline]
+    fn deref(&self) -> &[u8] {
+        match self {
+            Self::Short(length, bytes) => &bytes[..usize::from(*length)],
+            Self::Long(bytes) => bytes,
+        }
+    }
 }
 
 impl<V> Default for Tree<V> {
@@ -32,7 +67,7 @@ impl<V> Default for Tree<V> {
 
 impl<V> Node<V> {
     fn new(label: &[u8], children: Vec<Self>, value: Option<Box<V>>) -> Self {
-        Self { first: label.first().copied().unwrap_or(0), label: label.into(), children, value }
+        Self { first: label.first().copied().unwrap_or(0), label: Label::new(label), children, value }
     }
 
     /// Where the child is that begins with `byte`, or where it would be.
@@ -51,7 +86,7 @@ impl<V> Node<V> {
     /// Makes a node of its own for the first `length` bytes of the label.
     fn split(&mut self, length: usize) {
         let lower = Self::new(&self.label[length..], std::mem::take(&mut self.children), self.value.take());
-        self.label = self.label[..length].into();
+        self.label = Label::new(&self.label[..length]);
         self.children = vec![lower];
     }
 
@@ -61,7 +96,7 @@ impl<V> Node<V> {
             && self.children.len() == 1
             && let Some(child) = self.children.pop()
         {
-            self.label = [&*self.label, &*child.label].concat().into();
+            self.label = Label::new(&[&*self.label, &*child.label].concat());
             self.children = child.children;
             self.value = child.value;
         }
