@@ -17,7 +17,7 @@ use underpass_command::{ClientError, Events};
 use underpass_tests::body::Content;
 use underpass_tests::nginx::Nginx;
 use underpass_tests::proxy::{MODES, Setup, send_signal};
-use underpass_tests::{Backend, Peer, Proxy, is_root, until};
+use underpass_tests::{Backend, Peer, Proxy, is_root, skip, until};
 
 use crate::lifecycle::Held;
 use crate::{GET, HELLO, signal_worker, until_restarted};
@@ -150,7 +150,8 @@ fn watch_totals(proxy: &Proxy, stop: &AtomicBool) {
 fn no_request_fails_when_every_worker_is_replaced_under_load() {
     for mode in MODES {
         if mode == RedirectMode::Sockmap && !is_root() {
-            continue; // it needs BPF, and is tested where there is
+            skip("mode sockmap needs root, to load BPF programs");
+            continue;
         }
         // With one of them also the place in steering changes hands.
         let policy = if mode == RedirectMode::Splice { SteeringPolicy::Cpu } else { SteeringPolicy::Off };
@@ -194,6 +195,8 @@ fn replace_all(mode: RedirectMode, policy: SteeringPolicy) {
         assert!(!text.contains("Socket errors") && !text.contains("Non-2xx"), "{mode}: {text}");
     }
     let status = proxy.status();
+    // Steering found somebody all the time.
+    assert_eq!(outcome(&proxy, "down"), 0, "{mode}: {:?}", status.steering.outcomes);
     for name in ["responses_4xx", "responses_5xx", "aborts_backend", "drain_cut"] {
         assert_eq!(status.total.value(name), 0, "{mode}: {name}");
     }
@@ -210,6 +213,7 @@ fn replace_all(mode: RedirectMode, policy: SteeringPolicy) {
 fn a_download_under_way_ends_whole_while_another_process_serves() {
     for mode in MODES {
         if mode == RedirectMode::Sockmap && !is_root() {
+            skip("mode sockmap needs root, to load BPF programs");
             continue;
         }
         let body = Content::new(7, 4_000_000).to_vec();
@@ -410,11 +414,12 @@ fn what_is_left_at_the_deadline_of_a_worker_is_cut() {
 
 #[test]
 fn a_process_that_hangs_while_it_drains_is_killed() {
-    for policy in [SteeringPolicy::Off, SteeringPolicy::Cpu] {
+    for policy in [SteeringPolicy::Off, SteeringPolicy::Hash] {
         let two = Two::start();
         let setup = two.setup().expect_log("after its deadline").expect_log("ended while draining");
         let setup = setup.expect_log("steering: ").with(|state| state.settings.steering = policy);
         let proxy = setup.start();
+        let steered = proxy.status().steering.active;
         let mut events = events(&proxy);
         let hanging = proxy.worker_pids()[0];
         let mut client = under_way(&proxy);
@@ -424,9 +429,51 @@ fn a_process_that_hangs_while_it_drains_is_killed() {
         fetch(&proxy);
         assert_eq!(drained(&mut events, 0).as_deref(), Some("killed by signal SIGKILL"));
         client.expect_gone();
+        if steered {
+            // What the dead one left in its slot is no more; its successor publishes.
+            let own = outcome(&proxy, "own");
+            until("connections are steered to the successor", || {
+                fetch(&proxy);
+                (outcome(&proxy, "own") > own).then_some(())
+            });
+        }
         fetch(&proxy);
         proxy.stop();
     }
+}
+
+/// Connections that found their worker in this way.
+#[track_caller]
+fn outcome(proxy: &Proxy, name: &str) -> u64 {
+    proxy.status().steering.outcomes.get(name).copied().unwrap_or(0)
+}
+
+#[test]
+fn a_successor_tells_steering_how_it_is() {
+    let two = Two::start();
+    let setup = two.setup().expect_log("steering: ").with(|state| {
+        state.settings.steering = SteeringPolicy::Hash;
+        state.settings.limits.connections = 16;
+    });
+    let proxy = setup.start();
+    if proxy.status().steering.active {
+        let mut events = events(&proxy);
+        drain(&proxy, 0, LONG_MS);
+        assert_eq!(drained(&mut events, 0), None);
+        // Fifteen of sixteen are too many for steering; only what the successor publishes can tell.
+        let clients: Vec<Peer> = (0..15).map(|_| Peer::connect(proxy.address())).collect();
+        proxy.until_counter("connections_active", 15);
+        assert_eq!((outcome(&proxy, "own"), outcome(&proxy, "overloaded")), (15, 0));
+        until("steering finds the worker overloaded", || {
+            fetch(&proxy);
+            (outcome(&proxy, "overloaded") > 0).then_some(())
+        });
+        assert_eq!(outcome(&proxy, "down"), 0);
+        drop(clients);
+    } else {
+        skip("steering by BPF cannot be had here");
+    }
+    proxy.stop();
 }
 
 #[test]
