@@ -4,13 +4,13 @@ use std::fmt;
 
 use tokio::sync::{mpsc, oneshot};
 use underpass_command::api::{
-    ChangeRequest, Changed, ErrorBody, RedirectChange, RedirectStatus, Saved, SessionSelect, Sessions,
-    StateDocument, Status, SteeringChange, SteeringStatus, WorkerDrain, WorkerDraining,
+    ChangeRequest, Changed, ErrorBody, RedirectChange, RedirectStatus, Saved, Select, SessionSelect,
+    Sessions, StateDocument, Status, SteeringChange, SteeringStatus, WorkerDrain, WorkerDraining,
 };
 use underpass_command::live::{ClusterEntry, Configuration};
 
 use super::events::Events;
-use super::metrics::Scrape;
+use super::metrics::{Listed, Scrape};
 
 /// Requests that may wait for the supervisor's loop.
 const REQUESTS_MAX: usize = 64;
@@ -45,6 +45,7 @@ pub(super) enum Request {
     Reload(bool, Reply<Changed>),
     Save(Reply<Saved>),
     Sessions(SessionSelect, Reply<Sessions>),
+    Backends(Select, Reply<Listed>),
     Read(Read),
     SetRedirect(RedirectChange, Reply<RedirectStatus>),
     SetSteering(SteeringChange, Reply<SteeringStatus>),

@@ -220,6 +220,7 @@ impl Supervisor {
             Request::SetRedirect(change, reply) => self.set_redirect(&change, reply),
             Request::SetSteering(change, reply) => self.set_steering(change, reply),
             Request::Scrape(reply) => drop(reply.send(Ok(self.scrape()))),
+            Request::Backends(select, reply) => drop(reply.send(self.backends(&select))),
             Request::Read(read) => (read.0)(&self.configuration),
             Request::DrainWorker(worker, order, reply) => self.drain_worker(worker, &order, reply),
             Request::Stop => self.drain(),

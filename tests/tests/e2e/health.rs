@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 
 use nix::sys::signal::Signal;
-use underpass_command::api::EventKind;
+use underpass_command::api::{BackendHealth, EventKind, HealthState, Select};
 use underpass_command::state::{Check, Protocol, RedirectMode, RetryOn, State};
 use underpass_tests::ports::ReservedPort;
 use underpass_tests::proxy::{Proxy, Setup, send_signal};
@@ -228,5 +228,53 @@ fn sticky_clients_move_when_their_backend_dies_and_all_workers_agree() {
     let moved = ask(&own).expect("another backend, another cookie");
     assert_ne!(moved, own);
     assert!((0..20).all(|_| ask(&moved).is_none()));
+    proxy.stop();
+}
+
+#[test]
+fn the_list_of_backends_tells_how_each_of_them_is() {
+    let (gone, idle) = (ReservedPort::new(), Backend::answering(OK));
+    // Says nothing, so that requests stay under way.
+    let (release, held) = std::sync::mpsc::channel::<()>();
+    let held = std::sync::Mutex::new(held);
+    let busy = Backend::start(move |connection| {
+        if connection.peer.try_request().is_ok_and(|request| request.is_some()) {
+            let _ = held.lock().expect("no panic").recv();
+            let _ = connection.peer.try_send(OK);
+        }
+    });
+    let proxy = Setup::to(&[gone.address(), busy.address()])
+        .cluster("other", &[idle.address()])
+        .with(|state| {
+            state.settings.workers = 2;
+            checked(state, Check::Tcp);
+            state.clusters[1].backends[0].drain = true;
+        })
+        .expect_log("is down")
+        .expect_log("no route and no listener leads to it")
+        .start();
+    until_down(&proxy, &[gone.address()]);
+    let mut clients = [Peer::connect(proxy.address()), Peer::connect(proxy.address())];
+    clients.iter_mut().for_each(|client| client.send(GET));
+    let list = || proxy.client().backends(&Select::default()).expect("a list").items;
+    let entries = until("both requests are under way", || {
+        let entries = list();
+        let busy = entries.iter().find(|entry| entry.backend.address == busy.address())?;
+        (busy.active == 2 && busy.health.state == HealthState::Up).then_some(entries)
+    });
+    let of = |address| entries.iter().find(|entry| entry.backend.address == address).expect("an entry");
+    let down = of(gone.address());
+    assert_eq!((down.cluster.as_str(), down.health.state, down.active), ("app", HealthState::Down, 0));
+    assert!(down.health.reason.as_ref().is_some_and(|reason| !reason.is_empty()), "{down:?}");
+    let started_ms = down.health.since_ms.expect("a time");
+    assert!(
+        of(busy.address()).health.since_ms.is_some_and(|since_ms| since_ms.abs_diff(started_ms) < 600_000)
+    );
+    let idle = of(idle.address());
+    assert!(idle.backend.drain && idle.cluster == "other" && idle.health == BackendHealth::default());
+    drop(release);
+    clients.iter_mut().for_each(|client| assert_eq!(client.response().text(), "ok"));
+    until("nothing is under way", || list().iter().all(|entry| entry.active == 0).then_some(()));
+    drop(clients);
     proxy.stop();
 }

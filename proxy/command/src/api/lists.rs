@@ -39,7 +39,7 @@ pub struct Page<T> {
     pub next: Option<String>,
 }
 
-/// A backend and whose it is.
+/// A backend, whose it is, and how it is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct BackendEntry {
@@ -47,4 +47,56 @@ pub struct BackendEntry {
     pub cluster: String,
     /// The backend.
     pub backend: Backend,
+    /// What its health checks have found.
+    #[serde(default)]
+    pub health: BackendHealth,
+    /// Requests and TCP connections under way on it now, in all workers together.
+    #[serde(default)]
+    pub active: u64,
+}
+
+impl BackendEntry {
+    /// A backend of which nothing is known but its configuration.
+    pub fn new(cluster: &str, backend: &Backend) -> Self {
+        let (cluster, backend) = (cluster.to_owned(), backend.clone());
+        Self { cluster, backend, health: BackendHealth::default(), active: 0 }
+    }
+}
+
+/// What health checks have found of a backend.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(default)]
+pub struct BackendHealth {
+    /// Whether it gets requests.
+    pub state: HealthState,
+    /// What the last check has found; none where there was none.
+    pub reason: Option<String>,
+    /// Since when it is up or down, in milliseconds since 1970; none where there was no check.
+    pub since_ms: Option<u64>,
+}
+
+/// Whether a backend is healthy.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum HealthState {
+    /// It is not checked, or was not checked yet. It gets requests.
+    #[default]
+    Unknown,
+    /// Its checks succeed.
+    Up,
+    /// Its checks fail.
+    Down,
+}
+
+impl HealthState {
+    /// The name that JSON uses.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Unknown => "unknown",
+            Self::Up => "up",
+            Self::Down => "down",
+        }
+    }
 }

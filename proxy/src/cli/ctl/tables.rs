@@ -1,6 +1,7 @@
 //! Lists as tables for people.
 
 use std::fmt::Write as _;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use underpass_command::api::{BackendEntry, Page, Predecessor, Sessions, WorkerStatus};
 use underpass_command::state::{Action, Answer, Backend, Cluster, Listener, RedirectMode, Route};
@@ -48,11 +49,27 @@ pub(super) fn cluster(cluster: &Cluster) -> String {
 }
 
 pub(super) fn backends(page: &Page<BackendEntry>) -> String {
-    paged(page, row(["cluster", "backend", "weight", "state"]), |entry| {
+    backends_at(page, SystemTime::now())
+}
+
+fn backends_at(page: &Page<BackendEntry>, now: SystemTime) -> String {
+    let titles = ["cluster", "backend", "weight", "state", "health", "for", "under way", "last check"];
+    paged(page, row(titles), |entry| {
         let mut cells = vec![entry.cluster.clone()];
         cells.extend(backend_cells(&entry.backend));
+        let health = &entry.health;
+        cells.push(health.state.name().to_owned());
+        cells.push(health.since_ms.map_or_else(|| "-".into(), |since_ms| time_since(since_ms, now)));
+        cells.push(entry.active.to_string());
+        cells.push(health.reason.clone().unwrap_or_else(|| "-".into()));
         cells
     })
+}
+
+/// How long ago a time was, in whole seconds.
+fn time_since(unix_ms: u64, now: SystemTime) -> String {
+    let elapsed = now.duration_since(UNIX_EPOCH + Duration::from_millis(unix_ms)).unwrap_or_default();
+    humantime::format_duration(Duration::from_secs(elapsed.as_secs())).to_string()
 }
 
 fn backend_cells(backend: &Backend) -> Vec<String> {
@@ -154,6 +171,8 @@ fn inherited(mode: Option<RedirectMode>) -> String {
 
 #[cfg(test)]
 mod tests {
+    use underpass_command::api::{BackendHealth, HealthState};
+
     use super::*;
 
     #[test]
@@ -168,6 +187,33 @@ mod tests {
         assert_eq!(clusters(&page), whole + "and more: see --limit\n");
         page.items.clear();
         assert_eq!(clusters(&page), "none\n");
+    }
+
+    #[test]
+    fn a_backend_says_how_it_is() {
+        let backend = |port| Backend::new(([127, 0, 0, 1], port).into());
+        let mut down = BackendEntry { active: 3, ..BackendEntry::new("app", &backend(81)) };
+        down.health = BackendHealth {
+            state: HealthState::Down,
+            reason: Some("Connection refused".into()),
+            since_ms: Some(5_000),
+        };
+        let drained = BackendEntry::new("app", &Backend { drain: true, ..backend(82) });
+        let page = Page { revision: 1, items: vec![down, drained], next: None };
+        let shown = backends_at(&page, UNIX_EPOCH + Duration::from_millis(95_900));
+        let lines: Vec<Vec<&str>> = shown
+            .lines()
+            .map(|line| line.split("  ").map(str::trim).filter(|cell| !cell.is_empty()).collect())
+            .collect();
+        assert_eq!(
+            lines[0],
+            ["cluster", "backend", "weight", "state", "health", "for", "under way", "last check"]
+        );
+        assert_eq!(
+            lines[1],
+            ["app", "127.0.0.1:81", "1", "in use", "down", "1m 30s", "3", "Connection refused"]
+        );
+        assert_eq!(lines[2], ["app", "127.0.0.1:82", "1", "draining", "unknown", "-", "0", "-"]);
     }
 
     #[test]

@@ -116,9 +116,12 @@ pub(super) static ENDPOINTS: &[Endpoint] = &[
     },
     Endpoint {
         parameters: LIST,
-        ..read("/v1/backends", "Backends of all clusters", Answer::Json(schema::<Page<BackendEntry>>), || {
-            get(routes::backends)
-        })
+        ..read(
+            "/v1/backends",
+            "Backends of all clusters, their health, and what is under way on them",
+            Answer::Json(schema::<Page<BackendEntry>>),
+            || get(routes::backends),
+        )
     },
     Endpoint {
         parameters: LIST,

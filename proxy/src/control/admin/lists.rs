@@ -35,8 +35,11 @@ pub(super) fn clusters(of: &Configuration, select: &Select) -> Result<Page<Clust
     })
 }
 
-/// The backends of all clusters. A cursor is the cluster's name, a slash, and the backend's address.
-pub(super) fn backends(of: &Configuration, select: &Select) -> Result<Page<BackendEntry>, Failure> {
+/// The backends of all clusters, without what is known of them beside their configuration. A cursor is the cluster's name, a slash, and the backend's address.
+pub(in crate::control) fn backends(
+    of: &Configuration,
+    select: &Select,
+) -> Result<Page<BackendEntry>, Failure> {
     let mut from: (String, Option<SocketAddr>) = (String::new(), None);
     if let Some(text) = &select.after {
         let (cluster, address) = text.split_once('/').ok_or_else(unknown_cursor)?;
@@ -59,7 +62,7 @@ pub(super) fn backends(of: &Configuration, select: &Select) -> Result<Page<Backe
         cursor: format!("{cluster}/{}", backend.address),
         name: Cow::Owned(backend.address.to_string()),
         cluster: Some(cluster),
-        item: || BackendEntry { cluster: cluster.clone(), backend: backend.clone() },
+        item: || BackendEntry::new(cluster, backend),
     })
 }
 

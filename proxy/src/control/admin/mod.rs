@@ -10,7 +10,7 @@ mod caller;
 mod changes;
 mod connections;
 mod endpoints;
-mod lists;
+pub(super) mod lists;
 mod routes;
 mod socket;
 mod stall;

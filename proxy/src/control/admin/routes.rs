@@ -110,10 +110,10 @@ pub(super) async fn clusters(context: State<Context>, select: Parameters<Select>
 }
 
 pub(super) async fn backends(
-    context: State<Context>,
-    select: Parameters<Select>,
+    State(context): State<Context>,
+    Parameters(select): Parameters<Select>,
 ) -> Answer<Page<BackendEntry>> {
-    list(context, select, lists::backends).await
+    Ok(Json(context.handle.backends(select).await?))
 }
 
 pub(super) async fn routes(context: State<Context>, select: Parameters<Select>) -> Answer<Page<Route>> {

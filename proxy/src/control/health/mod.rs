@@ -9,7 +9,7 @@ use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
@@ -48,6 +48,8 @@ pub(super) struct Found {
     pub(super) up: bool,
     /// The last check, in words; empty before the first.
     pub(super) reason: String,
+    /// When it came up, went down or was checked first; none before the first check.
+    pub(super) since: Option<SystemTime>,
 }
 
 /// The backends of all clusters, by number, and the checks of those that are checked.
@@ -179,7 +181,8 @@ impl Health {
             return;
         };
         self.registrations += 1;
-        let found = before.map_or(Found { up: true, reason: String::new() }, |target| target.found);
+        let found =
+            before.map_or(Found { up: true, reason: String::new(), since: None }, |target| target.found);
         let (registration, interval, cluster) = (self.registrations, plan.interval, Arc::clone(&group.name));
         self.targets.insert(number, Target { registration, cluster, address, plan, found, against: 0 });
         self.appoint(number, registration, Instant::now(), interval);
@@ -289,10 +292,11 @@ impl Health {
             Err(reason) => (false, reason),
         };
         target.found.reason.clone_from(&reason);
+        target.found.since.get_or_insert_with(SystemTime::now);
         target.against = if up == target.found.up { 0 } else { target.against + 1 };
         if target.against >= if up { target.plan.rise } else { target.plan.fall } {
             target.against = 0;
-            target.found.up = up;
+            (target.found.up, target.found.since) = (up, Some(SystemTime::now()));
             let verdict = target.verdict(done.number, up, reason);
             self.news.push(verdict);
         }
@@ -406,18 +410,20 @@ mod tests {
     async fn a_backend_falls_and_rises_after_so_many_checks() {
         let server = server().await;
         let mut health = health(&checked(2, 3), &[(7, server.address)]);
-        assert_eq!(health.found(7), Some(&Found { up: true, reason: String::new() }));
+        assert_eq!(health.found(7), Some(&Found { up: true, reason: String::new(), since: None }));
         server.healthy.store(false, Ordering::Relaxed);
         let reason = "answers with 500, not one of 200-399".to_owned();
         let verdict =
             |up, reason| Verdict { number: 7, cluster: "app".into(), address: server.address, up, reason };
         assert_eq!(health.next().await, [verdict(false, reason.clone())]);
         assert_eq!(server.asked.load(Ordering::Relaxed), 3);
-        assert_eq!(health.found(7), Some(&Found { up: false, reason }));
+        let found = health.found(7).expect("it is checked").clone();
+        assert_eq!((found.up, found.reason), (false, reason));
         assert_eq!(health.down().collect::<Vec<_>>(), [7]);
         server.healthy.store(true, Ordering::Relaxed);
         let reason = "answers with 200".to_owned();
         assert_eq!(health.next().await, [verdict(true, reason)]);
+        assert!(health.found(7).is_some_and(|now| now.up && now.since >= found.since));
         assert_eq!(server.asked.load(Ordering::Relaxed), 5);
     }
 

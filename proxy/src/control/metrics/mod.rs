@@ -4,6 +4,7 @@
 //! done elsewhere, on a thread that may take its time. How much there can be is bounded by `metrics.series_max`; what is beyond is
 //! left out from the end, backends first, and counted.
 
+mod backends;
 mod endpoint;
 mod families;
 mod process;
@@ -17,6 +18,7 @@ use tokio::time::Instant;
 use underpass_command::api::{SteeringStatus, WorkerState};
 use underpass_command::state::{Limits, Metrics};
 
+pub(super) use backends::Listed;
 pub(super) use endpoint::Server;
 pub(super) use top::Rankings;
 
