@@ -7,7 +7,10 @@ use std::cell::Cell;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use underpass::metrics::Counter;
-use underpass_command::state::{AccessLogEscape, AccessLogFormat, Log, Protocol, RedirectMode};
+use underpass_command::state::{
+    AccessLogEscape, AccessLogFormat, EditAction, EditOn, FieldEdit, HeaderMatch, Log, PathMatch, Protocol,
+    RedirectMode, Rewrite, Route, State, ValueMatch,
+};
 use underpass_tests::proxy::{MODES, Setup};
 use underpass_tests::worker::Worker;
 use underpass_tests::{Backend, GET, Peer};
@@ -125,9 +128,49 @@ fn template() -> Log {
     }
 }
 
-fn steady_state_allocates_nothing(mode: RedirectMode, log: Log) {
+/// Routes that match by regular expression, method and header field, and rewrite all that can be rewritten, with groups of what
+/// has matched.
+fn rewriting(state: &mut State) {
+    let edit = |on, action, name: &str, value: &str| FieldEdit {
+        on,
+        action,
+        name: name.into(),
+        value: value.into(),
+    };
+    let route = |path: &str, rewritten: &str| Route {
+        host_regex: Some("(?P<tenant>[a-z]+)".into()),
+        path: PathMatch::Regex(path.into()),
+        methods: vec!["GET".into(), "POST".into()],
+        headers: vec![HeaderMatch { name: "X-Never".into(), value: ValueMatch::Any, not: true }],
+        rewrite: Some(Rewrite {
+            host: Some("${tenant}.internal".into()),
+            path: Some(rewritten.into()),
+            ..Rewrite::default()
+        }),
+        edits: vec![
+            edit(
+                EditOn::Request,
+                EditAction::Set,
+                "X-Client",
+                "${client} ${request_id} at ${host} by ${listener}",
+            ),
+            edit(
+                EditOn::Request,
+                EditAction::Append,
+                "X-Path",
+                "$1 of ${path}?${query} for ${cluster} ${backend}",
+            ),
+            edit(EditOn::Request, EditAction::Remove, "X", ""),
+            edit(EditOn::Response, EditAction::Set, "X-Served-By", "${backend} ${cluster} ${request_id}"),
+        ],
+        ..Route::new("app")
+    };
+    state.routes = vec![route("/(large|chunked)", "/$1"), route("/(.*)", "/new/$1")];
+}
+
+fn steady_state_allocates_nothing(mode: RedirectMode, change: impl FnOnce(&mut State)) {
     let backend = backend();
-    let setup = Setup::to(&[backend.address()]).redirect(mode).with(|state| state.settings.log = log);
+    let setup = Setup::to(&[backend.address()]).redirect(mode).with(change);
     let worker = Worker::start_after(|| COUNTED.set(true), setup);
     let mut clients: Vec<Peer> = (0..8).map(|_| Peer::connect(worker.address())).collect();
     // The first requests of each connection fill pools and open connections to the backend.
@@ -203,8 +246,11 @@ fn tcp_allocates_nothing(mode: RedirectMode) {
 #[test]
 fn a_worker_in_its_steady_state_allocates_nothing() {
     for mode in MODES {
-        steady_state_allocates_nothing(mode, Log { access: AccessLogFormat::Json, ..Log::default() });
+        steady_state_allocates_nothing(mode, |state| state.settings.log.access = AccessLogFormat::Json);
         tcp_allocates_nothing(mode);
     }
-    steady_state_allocates_nothing(RedirectMode::Copy, template());
+    steady_state_allocates_nothing(RedirectMode::Copy, |state| {
+        state.settings.log = template();
+        rewriting(state);
+    });
 }
