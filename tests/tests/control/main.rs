@@ -13,6 +13,7 @@ mod lifecycle;
 mod metrics;
 mod ordinary_user;
 mod survival;
+mod terminal;
 mod worker_drain;
 
 use std::process::{Command, Output};

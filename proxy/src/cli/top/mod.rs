@@ -2,6 +2,7 @@
 
 mod draw;
 mod model;
+mod signals;
 
 #[cfg(test)]
 mod tests;
@@ -11,6 +12,7 @@ use std::sync::mpsc::{Receiver, sync_channel};
 use std::thread;
 use std::time::Duration;
 
+use nix::sys::signal::Signal;
 use ratatui::buffer::Buffer;
 use ratatui::crossterm::event::{self, Event, KeyEventKind};
 use ratatui::layout::Rect;
@@ -19,6 +21,7 @@ use underpass_command::Client;
 use underpass_command::api::{TOP_SIZE_MAX, Top};
 
 use self::model::{App, View};
+use self::signals::Signals;
 use super::{Failure, Target, print};
 
 /// How long a key or a resize is waited for before newer numbers are looked for.
@@ -58,12 +61,19 @@ pub(super) fn run(options: &Options) -> Result<(), Failure> {
     if !io::stdout().is_terminal() {
         return Err(Failure::usage("the output is no terminal; use --once to get one frame as text"));
     }
+    // Before any other thread is there, which would take them.
+    let signals = Signals::hold().map_err(Failure::runtime)?;
     let answers = look(client, options.limit, interval);
     // It gives the terminal back when the program panics, too.
     let mut terminal = ratatui::try_init().map_err(Failure::runtime)?;
-    let outcome = show(&mut terminal, &mut app, &answers);
-    ratatui::try_restore().map_err(Failure::runtime)?;
-    outcome.map_err(Failure::runtime)
+    let outcome = show(&mut terminal, &mut app, &answers, &signals);
+    let restored = ratatui::try_restore();
+    if let Ok(Some(signal)) = outcome {
+        // Of a terminal that has gone nothing can be restored.
+        return signals.end_by(signal).map_err(Failure::runtime);
+    }
+    restored.map_err(Failure::runtime)?;
+    outcome.map(drop).map_err(Failure::runtime)
 }
 
 /// Asks again and again on a thread of its own, so that keys work while the proxy is slow to answer.
@@ -81,13 +91,18 @@ fn look(client: Client, limit: u32, interval: Duration) -> Receiver<Result<Top, 
     answers
 }
 
+/// Shows until its user has enough of it, or a signal comes; which one.
 fn show(
     terminal: &mut ratatui::DefaultTerminal,
     app: &mut App,
     answers: &Receiver<Result<Top, String>>,
-) -> io::Result<()> {
+    signals: &Signals,
+) -> io::Result<Option<Signal>> {
     let mut changed = true;
     while !app.ended {
+        if let Some(signal) = signals.come()? {
+            return Ok(Some(signal));
+        }
         if changed {
             terminal.draw(|frame| frame.render_widget(&*app, frame.area()))?;
         }
@@ -104,7 +119,7 @@ fn show(
             changed = true;
         }
     }
-    Ok(())
+    Ok(None)
 }
 
 /// The whole screen as text, as high as the table is.
