@@ -10,6 +10,7 @@ pub(super) struct Report {
     passed: usize,
     failed: usize,
     skipped: usize,
+    repeated: usize,
 }
 
 impl Report {
@@ -36,6 +37,19 @@ impl Report {
         println!("skipped {kernel}: {reason}");
     }
 
+    /// Notes that so many checks failed in a guest that is now started once more.
+    pub(super) fn repeated(&mut self, failed: usize) {
+        self.repeated += failed;
+    }
+
+    /// Adds what was found in one guest.
+    pub(super) fn add(&mut self, guest: &Self) {
+        self.passed += guest.passed;
+        self.failed += guest.failed;
+        self.skipped += guest.skipped;
+        self.repeated += guest.repeated;
+    }
+
     pub(super) fn failed(&self) -> usize {
         self.failed
     }
@@ -46,8 +60,12 @@ impl Report {
     }
 
     pub(super) fn closing_line(&self) -> String {
-        let Self { passed, failed, skipped } = self;
-        format!("{passed} checks passed, {failed} failed; {skipped} kernels skipped")
+        let Self { passed, failed, skipped, repeated } = self;
+        let mut line = format!("{passed} checks passed, {failed} failed; {skipped} kernels skipped");
+        if *repeated > 0 {
+            line += &format!("; {repeated} had failed before their guest was started once more");
+        }
+        line
     }
 }
 
@@ -64,5 +82,16 @@ mod tests {
         report.check("6.1", "serves", || anyhow::bail!("no answer"));
         assert_eq!(report.failed(), 1);
         assert_eq!(report.closing_line(), "1 checks passed, 1 failed; 1 kernels skipped");
+    }
+
+    #[test]
+    fn a_guest_that_was_started_again_counts_by_its_second_run() {
+        let (mut report, mut second) = (Report::default(), Report::default());
+        report.repeated(2);
+        second.check("6.1", "serves", || Ok("all".into()));
+        report.add(&second);
+        assert_eq!(report.failed(), 0);
+        let expected = "1 checks passed, 0 failed; 0 kernels skipped; 2 had failed before their guest was started once more";
+        assert_eq!(report.closing_line(), expected);
     }
 }
