@@ -1,7 +1,9 @@
 //! `cargo xtask churn`: a large configuration through the admin API, then a stream of changes to it under load.
 //!
 //! One worker on a core of its own; the supervisor, the load generator, the backend and those who send changes share the
-//! other core. Spans with and without changes alternate, so that what drifts on the machine meets both.
+//! other core. What is asked is what changes do to the worker, not what they do to the load generator: so the supervisor and those who
+//! send changes run when nobody else there wants to (SCHED_IDLE). Spans with and without changes alternate, so that what drifts
+//! on the machine meets both.
 
 mod changes;
 
@@ -9,13 +11,14 @@ use std::fmt::Write as _;
 use std::fs;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use nix::sched::{CpuSet, sched_setaffinity};
-use nix::unistd::Pid;
+use nix::unistd::{Pid, gettid};
 use serde::Serialize;
 use underpass_bench::load::seconds;
 use underpass_command::Client;
@@ -158,6 +161,9 @@ impl Churn {
         let mut set = CpuSet::new();
         set.set(cores.load)?;
         sched_setaffinity(Pid::from_raw(i32::try_from(proxy.pid())?), &set)?;
+        for thread in fs::read_dir(format!("/proc/{}/task", proxy.pid()))? {
+            give_way(&thread?.file_name().to_string_lossy())?;
+        }
         let address = client.status()?.listeners.first().context("the proxy has no listener")?.address;
         Ok(Self { size, client, address, port, proxy, worker, _backend: backend })
     }
@@ -242,6 +248,7 @@ impl Churn {
 
     /// Sends changes at a rate, then takes back what they have added.
     fn send_changes(&self, mut drawer: Drawer, rate: f64, done: &AtomicBool) -> Result<Vec<u64>> {
+        give_way(&gettid().to_string())?;
         let client = self.client.clone();
         let began = Instant::now();
         let mut took_us = Vec::new();
@@ -278,6 +285,14 @@ impl Churn {
     fn memory(&self, when: &'static str) -> Result<Memory> {
         Ok(Memory { when, supervisor: resident(self.proxy.pid())?, worker: resident(self.worker)? })
     }
+}
+
+/// Lets a thread run only when nobody else wants to: sched(7), SCHED_IDLE.
+fn give_way(thread: &str) -> Result<()> {
+    let output = Command::new("chrt").args(["--idle", "--pid", "0", thread]).output();
+    let output = output.context("chrt of the Debian package util-linux")?;
+    ensure!(output.status.success(), "chrt: thread {thread}: {}", String::from_utf8_lossy(&output.stderr));
+    Ok(())
 }
 
 /// Resident memory of a process in bytes: proc_pid_status(5), VmRSS.
