@@ -12,6 +12,8 @@ mod lab;
 mod lifecycle;
 mod metrics;
 mod ordinary_user;
+mod rolling_restart;
+mod successor;
 mod survival;
 mod terminal;
 mod worker_drain;

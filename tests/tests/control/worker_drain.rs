@@ -1,13 +1,10 @@
 //! The process of a worker is replaced by another, and nothing is lost.
 
-use std::collections::BTreeMap;
-use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::thread;
+use std::process::Command;
 
 use nix::sys::signal::Signal;
 use underpass_command::api::{
-    ChangeRequest, EventKind, Predecessor, SessionSelect, WorkerDrain, WorkerDraining, WorkerState,
+    ChangeRequest, EventKind, Predecessor, SessionSelect, WorkerDrain, WorkerDraining,
 };
 use underpass_command::live::Operation;
 use underpass_command::state::{
@@ -15,20 +12,17 @@ use underpass_command::state::{
 };
 use underpass_command::{ClientError, Events};
 use underpass_tests::body::Content;
-use underpass_tests::nginx::Nginx;
 use underpass_tests::proxy::{MODES, Setup, send_signal};
 use underpass_tests::{Backend, Peer, Proxy, is_root, skip, until};
 
 use crate::lifecycle::Held;
 use crate::{GET, HELLO, signal_worker, until_restarted};
 
-/// Large enough for each mode to have something to move.
-const SIZE: u64 = 96 * 1024;
 /// No test waits so long.
-const LONG_MS: u64 = 3_600_000;
+pub(crate) const LONG_MS: u64 = 3_600_000;
 
 #[track_caller]
-fn drain(proxy: &Proxy, worker: u16, deadline_ms: u64) -> WorkerDraining {
+pub(crate) fn drain(proxy: &Proxy, worker: u16, deadline_ms: u64) -> WorkerDraining {
     let order = WorkerDrain { deadline_ms: Some(deadline_ms) };
     proxy.client().drain_worker(worker, order).unwrap_or_else(|error| panic!("{error}\n{}", proxy.log()))
 }
@@ -41,7 +35,7 @@ fn refused(proxy: &Proxy, worker: u16, order: WorkerDrain) -> (u16, String) {
 }
 
 #[track_caller]
-fn events(proxy: &Proxy) -> Events {
+pub(crate) fn events(proxy: &Proxy) -> Events {
     proxy.client().events(None).unwrap_or_else(|error| panic!("{error}"))
 }
 
@@ -60,7 +54,7 @@ fn events_until(events: &mut Events, wanted: impl Fn(&EventKind) -> bool) -> Vec
 
 /// How the drain of a worker has ended.
 #[track_caller]
-fn drained(events: &mut Events, number: u16) -> Option<String> {
+pub(crate) fn drained(events: &mut Events, number: u16) -> Option<String> {
     let is_end =
         |kind: &EventKind| matches!(kind, EventKind::WorkerDrained { worker, .. } if *worker == number);
     match events_until(events, is_end).pop() {
@@ -110,103 +104,6 @@ impl Two {
             });
         })
     }
-}
-
-fn wrk(url: &str, more: &[&str]) -> Child {
-    Command::new("wrk")
-        .args(["--connections", "32", "--threads", "1", "--duration", "5s", "--timeout", "10s"])
-        .args(more)
-        .arg(url)
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .expect("wrk is installed: `cargo xtask test` does")
-}
-
-/// What only grows.
-fn totals(proxy: &Proxy) -> BTreeMap<String, u64> {
-    let total = proxy.status().total;
-    let mut values = total.values;
-    values.retain(|name, _| {
-        !["_active", "_idle", "_open", "_used", "_flows"].iter().any(|end| name.ends_with(end))
-    });
-    values.insert("latencies".into(), total.latency.count);
-    values
-}
-
-/// Looks at the counters until it is told to stop: none goes down.
-fn watch_totals(proxy: &Proxy, stop: &AtomicBool) {
-    let mut before = totals(proxy);
-    while !stop.load(Relaxed) {
-        let now = totals(proxy);
-        for (name, value) in &before {
-            assert!(now[name] >= *value, "{name} went down from {value} to {}", now[name]);
-        }
-        before = now;
-    }
-}
-
-#[test]
-fn no_request_fails_when_every_worker_is_replaced_under_load() {
-    for mode in MODES {
-        if mode == RedirectMode::Sockmap && !is_root() {
-            skip("mode sockmap needs root, to load BPF programs");
-            continue;
-        }
-        // With one of them also the place in steering changes hands.
-        let policy = if mode == RedirectMode::Splice { SteeringPolicy::Cpu } else { SteeringPolicy::Off };
-        replace_all(mode, policy);
-    }
-}
-
-fn replace_all(mode: RedirectMode, policy: SteeringPolicy) {
-    let nginx = Nginx::start(&[("body", Content::new(1, SIZE))]);
-    let setup = Setup::to(&[nginx.address()]).redirect(mode).expect_log("steering: ").with(|state| {
-        state.settings.workers = 2;
-        state.settings.steering = policy;
-        state.settings.sockmap_size_min = 1;
-    });
-    let proxy = setup.start();
-    let before = proxy.worker_pids();
-    let mut events = events(&proxy);
-    let url = format!("http://{}/length/body", proxy.address());
-    let loads = [wrk(&url, &[]), wrk(&url, &["--header", "Connection: close"])];
-    let stop = AtomicBool::new(false);
-    thread::scope(|scope| {
-        let watcher = scope.spawn(|| watch_totals(&proxy, &stop));
-        for worker in [0, 1] {
-            let requests = proxy.counter("requests");
-            proxy.until_counter("requests", requests + 200);
-            let draining = drain(&proxy, worker, LONG_MS);
-            assert_eq!(draining.pid, before[usize::from(worker)]);
-            assert_eq!(proxy.worker_pids()[usize::from(worker)], draining.successor);
-            assert_eq!(drained(&mut events, worker), None, "{mode}");
-            let requests = proxy.counter("requests");
-            proxy.until_counter("requests", requests + 200);
-        }
-        stop.store(true, Relaxed);
-        watcher.join().expect("counters only grow");
-    });
-    for load in loads {
-        let output = load.wait_with_output().expect("wrk ends");
-        let text = String::from_utf8_lossy(&output.stdout).into_owned();
-        assert!(output.status.success() && text.contains("requests in"), "{mode}: {text}");
-        // wrk tells of what went wrong, and only then.
-        assert!(!text.contains("Socket errors") && !text.contains("Non-2xx"), "{mode}: {text}");
-    }
-    let status = proxy.status();
-    // Steering found somebody all the time.
-    assert_eq!(outcome(&proxy, "down"), 0, "{mode}: {:?}", status.steering.outcomes);
-    for name in ["responses_4xx", "responses_5xx", "aborts_backend", "drain_cut"] {
-        assert_eq!(status.total.value(name), 0, "{mode}: {name}");
-    }
-    let serving = status.workers.iter().filter(|worker| {
-        worker.state == WorkerState::Running && worker.restarts == 0 && worker.draining.is_none()
-    });
-    assert_eq!(serving.count(), 2, "{:?}", status.workers);
-    assert!(proxy.worker_pids().iter().all(|pid| !before.contains(pid)));
-    drop(events);
-    proxy.stop();
 }
 
 #[test]
@@ -447,7 +344,7 @@ fn a_process_that_hangs_while_it_drains_is_killed() {
 
 /// Connections that found their worker in this way.
 #[track_caller]
-fn outcome(proxy: &Proxy, name: &str) -> u64 {
+pub(crate) fn outcome(proxy: &Proxy, name: &str) -> u64 {
     proxy.status().steering.outcomes.get(name).copied().unwrap_or(0)
 }
 
