@@ -3,6 +3,8 @@
 //! Buckets end at round decimal values (1, 2.5, 5 ms), so what is published as `le="0.0025"` is exactly what was
 //! counted, and percentiles are known to a quarter.
 
+use super::histogram::bucket_at;
+
 /// Buckets of a [`Scale`] at most.
 pub(super) const SCALE_BUCKETS_MAX: usize = 96;
 
@@ -185,21 +187,7 @@ impl Durations {
     /// The bound that `quantile` (0 to 1) of all values do not exceed, in microseconds; `None` without values. What is above
     /// the last bound counts as that bound.
     pub fn quantile_us(&self, quantile: f64) -> Option<u64> {
-        let total = self.total();
-        if total == 0 {
-            return None;
-        }
-        #[allow(
-            clippy::cast_possible_truncation,
-            clippy::cast_sign_loss,
-            reason = "a rank between 1 and total"
-        )]
-        let rank = ((total as f64 * quantile).ceil() as u64).clamp(1, total);
-        let mut seen = 0;
-        let bucket = self.counts.iter().position(|count| {
-            seen += count;
-            seen >= rank
-        })?;
+        let bucket = bucket_at(&self.counts, quantile)?;
         let bounds = self.scale.bounds_us;
         bounds.get(bucket).or(bounds.last()).copied()
     }

@@ -77,25 +77,23 @@ impl Histogram {
 
     /// The value that `quantile` (0 to 1) of all values do not exceed, in microseconds; `None` without values.
     pub fn quantile(&self, quantile: f64) -> Option<u64> {
-        let total = self.total();
-        if total == 0 {
-            return None;
-        }
-        #[allow(
-            clippy::cast_possible_truncation,
-            clippy::cast_sign_loss,
-            reason = "a rank between 1 and total"
-        )]
-        let rank = ((total as f64 * quantile).ceil() as u64).clamp(1, total);
-        let mut seen = 0;
-        for (bucket, count) in self.counts.iter().enumerate() {
-            seen += count;
-            if seen >= rank {
-                return Some(bucket_value_max(bucket));
-            }
-        }
-        None
+        bucket_at(&self.counts, quantile).map(bucket_value_max)
     }
+}
+
+/// The bucket at which `quantile` (0 to 1) of all values have been counted, from the first on; `None` without values.
+pub(super) fn bucket_at(counts: &[u64], quantile: f64) -> Option<usize> {
+    let total: u64 = counts.iter().sum();
+    if total == 0 {
+        return None;
+    }
+    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a rank between 1 and total")]
+    let rank = ((total as f64 * quantile).ceil() as u64).clamp(1, total);
+    let mut seen = 0;
+    counts.iter().position(|count| {
+        seen += count;
+        seen >= rank
+    })
 }
 
 #[cfg(test)]
