@@ -8,7 +8,7 @@ use underpass_command::state::Answer;
 use super::super::Failure;
 use super::change::change;
 use super::item::{Setting, edit};
-use super::{Conditions, Context, Filter, tables};
+use super::{Conditions, Context, Edited, Filter, Removed, tables};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Action {
@@ -33,22 +33,9 @@ pub(super) enum Action {
         conditions: Conditions,
     },
     /// Change an answer
-    Change {
-        /// The answer
-        name: String,
-        /// A field and its value, as status=503; without a value it gets its default; may be repeated
-        #[arg(long, value_name = "KEY=VALUE", required = true)]
-        set: Vec<Setting>,
-        #[command(flatten)]
-        conditions: Conditions,
-    },
+    Change(Edited),
     /// Remove an answer
-    Remove {
-        /// The answer
-        name: String,
-        #[command(flatten)]
-        conditions: Conditions,
-    },
+    Remove(Removed),
 }
 
 pub(super) fn run(context: &Context, action: Action) -> Result<(), Failure> {
@@ -64,11 +51,11 @@ pub(super) fn run(context: &Context, action: Action) -> Result<(), Failure> {
             let answer = edit(&label, &empty, &set)?;
             change(context, vec![Operation::AddAnswer { answer }], conditions)
         }
-        Action::Change { name, set, conditions } => {
+        Action::Change(Edited { name, set, conditions }) => {
             let answer = edit(&format!("answer \"{name}\""), &find(context, &name)?, &set)?;
             change(context, vec![Operation::ChangeAnswer { answer }], conditions)
         }
-        Action::Remove { name, conditions } => {
+        Action::Remove(Removed { name, conditions }) => {
             change(context, vec![Operation::RemoveAnswer { name }], conditions)
         }
     }

@@ -9,7 +9,7 @@ use underpass_command::state::{Backend, Cluster};
 use super::super::Failure;
 use super::change::change;
 use super::item::{Setting, edit};
-use super::{Conditions, Context, Filter, tables};
+use super::{Conditions, Context, Edited, Filter, Removed, tables};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Action {
@@ -37,24 +37,14 @@ pub(super) enum Action {
         conditions: Conditions,
     },
     /// Change a cluster's own settings; its backends stay
-    Change {
-        /// The cluster
-        name: String,
-        /// A field and its value, as balance=least-loaded; without a value it gets its default; may be repeated
-        #[arg(long, value_name = "KEY=VALUE", required = true)]
-        set: Vec<Setting>,
-        #[command(flatten)]
-        conditions: Conditions,
-    },
+    Change(Edited),
     /// Remove a cluster with its backends
     Remove {
-        /// The cluster
-        name: String,
+        #[command(flatten)]
+        removed: Removed,
         /// Remove the routes that lead to it as well
         #[arg(long)]
         routes: bool,
-        #[command(flatten)]
-        conditions: Conditions,
     },
 }
 
@@ -75,13 +65,13 @@ pub(super) fn run(context: &Context, action: Action) -> Result<(), Failure> {
             let cluster = edit(&format!("cluster \"{}\"", empty.name), &empty, &set)?;
             change(context, vec![Operation::AddCluster { cluster }], conditions)
         }
-        Action::Change { name, set, conditions } => {
+        Action::Change(Edited { name, set, conditions }) => {
             let mut cluster = context.client.cluster(&name).map_err(Failure::runtime)?;
             cluster.backends.clear();
             let cluster = edit(&format!("cluster \"{name}\""), &cluster, &set)?;
             change(context, vec![Operation::ChangeCluster { cluster }], conditions)
         }
-        Action::Remove { name, routes, conditions } => {
+        Action::Remove { removed: Removed { name, conditions }, routes } => {
             let mut operations = Vec::new();
             if routes {
                 operations = super::route::removals(context, &name)?;

@@ -12,7 +12,7 @@ use super::backend::Wait;
 use super::change::{change, say, send, text};
 use super::events::Watch;
 use super::item::{Setting, edit};
-use super::{Conditions, Context, Filter, tables};
+use super::{Conditions, Context, Edited, Filter, Removed, tables};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Action {
@@ -37,23 +37,13 @@ pub(super) enum Action {
         conditions: Conditions,
     },
     /// Change a listener; its address and protocol stay
-    Change {
-        /// The listener
-        name: String,
-        /// A field and its value, as at_limit=wait; without a value it gets its default; may be repeated
-        #[arg(long, value_name = "KEY=VALUE", required = true)]
-        set: Vec<Setting>,
-        #[command(flatten)]
-        conditions: Conditions,
-    },
+    Change(Edited),
     /// Remove a listener: its sockets are closed, and what is under way is finished
     Remove {
-        /// The listener
-        name: String,
+        #[command(flatten)]
+        removed: Removed,
         #[command(flatten)]
         wait: Wait,
-        #[command(flatten)]
-        conditions: Conditions,
     },
 }
 
@@ -69,11 +59,13 @@ pub(super) fn run(context: &Context, action: Action) -> Result<(), Failure> {
             let listener = edit(&label, &Listener { default_cluster, ..Listener::new(name, address) }, &set)?;
             change(context, vec![Operation::AddListener { listener }], conditions)
         }
-        Action::Change { name, set, conditions } => {
+        Action::Change(Edited { name, set, conditions }) => {
             let listener = edit(&format!("listener \"{name}\""), &find(context, &name)?, &set)?;
             change(context, vec![Operation::ChangeListener { listener }], conditions)
         }
-        Action::Remove { name, wait, conditions } => remove(context, name, wait, conditions),
+        Action::Remove { removed: Removed { name, conditions }, wait } => {
+            remove(context, name, wait, conditions)
+        }
     }
 }
 

@@ -23,6 +23,7 @@ use serde::Serialize;
 use underpass_command::api::Select;
 use underpass_command::{Client, default_socket};
 
+use self::item::Setting;
 use super::{Failure, print};
 
 pub(super) use self::state::ReloadOptions;
@@ -56,6 +57,27 @@ struct Conditions {
     /// Only tell what the change would come to
     #[arg(long)]
     dry_run: bool,
+}
+
+/// An item, and what is changed of it.
+#[derive(Clone, Debug, Args)]
+struct Edited {
+    /// Its name
+    name: String,
+    /// A field and its value, as for add; without a value it gets its default; may be repeated
+    #[arg(long, value_name = "KEY=VALUE", required = true)]
+    set: Vec<Setting>,
+    #[command(flatten)]
+    conditions: Conditions,
+}
+
+/// An item that is removed.
+#[derive(Clone, Debug, Args)]
+struct Removed {
+    /// Its name
+    name: String,
+    #[command(flatten)]
+    conditions: Conditions,
 }
 
 /// Which items of a list are shown.
