@@ -1,5 +1,7 @@
 //! TOML to [`State`], with the place of everything that is wrong.
 
+mod value;
+
 use std::cmp::Reverse;
 use std::collections::{HashMap, HashSet};
 use std::ops::Range;
@@ -8,6 +10,7 @@ use toml::Spanned;
 use toml::de::{DeString, DeTable, DeValue};
 use underpass_command::state::{Answer, Cluster, Listener, Protocol, Route, Settings, State};
 
+use self::value::{kind, literal, wrong_type};
 use super::keys::{self, Blank};
 use super::problem::{Diagnostic, Place, Problem, Severity};
 use super::syntax::nearest;
@@ -442,43 +445,6 @@ fn elsewhere(text: &str) -> String {
         })
     };
     keys::TABLES.iter().find_map(of_table).unwrap_or_else(|| "remove it".into())
-}
-
-/// A value's type in words.
-fn kind(value: &DeValue<'_>) -> &'static str {
-    match value {
-        DeValue::String(_) => "a string",
-        DeValue::Integer(_) => "a number",
-        DeValue::Float(_) => "a fraction",
-        DeValue::Boolean(_) => "a boolean",
-        DeValue::Datetime(_) => "a date",
-        DeValue::Array(_) => "a list",
-        DeValue::Table(_) => "a table",
-    }
-}
-
-/// The value as a message shows it; none for lists and tables.
-fn literal(value: &DeValue<'_>) -> Option<String> {
-    match value {
-        DeValue::String(text) => Some(quote(text)),
-        DeValue::Integer(number) => Some(number.to_string()),
-        DeValue::Float(number) => Some(number.to_string()),
-        DeValue::Boolean(yes) => Some(yes.to_string()),
-        DeValue::Datetime(date) => Some(date.to_string()),
-        DeValue::Array(_) | DeValue::Table(_) => None,
-    }
-}
-
-fn wrong_type<T>(access: &Access<T>, value: &DeValue<'_>) -> Fault {
-    let (expected, remedy) = match access {
-        Access::Integer { range, unit, .. } => ("a whole number", use_range(range, unit)),
-        Access::Boolean { .. } => ("a boolean", "use true or false".into()),
-        Access::Text { .. } => match literal(value) {
-            Some(literal) => ("a string", format!("write it in quotes: \"{literal}\"")),
-            None => ("a string", "write a string in quotes".into()),
-        },
-    };
-    Fault::new(format!("{}, not {expected}", kind(value)), remedy)
 }
 
 /// Finds the line of an offset.
