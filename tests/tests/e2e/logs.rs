@@ -319,3 +319,24 @@ fn a_template_names_the_route() {
     drop(client);
     proxy.stop();
 }
+
+/// A request id may hold what no token may: spaces, quotes, and bytes that are not ASCII.
+#[test]
+fn no_request_id_forges_a_field() {
+    let backend = Backend::answering(OK);
+    for format in [AccessLogFormat::Text, AccessLogFormat::Json] {
+        let (proxy, folder) = logging(&backend, format);
+        let mut client = Peer::connect(proxy.address());
+        client.send("GET / HTTP/1.1\r\nHost: a\r\nX-Request-Id: a end=\"\\é\r\n\r\n");
+        assert_eq!(client.response().text(), "ok");
+        let line = &lines(&folder, 1)[0];
+        if format == AccessLogFormat::Json {
+            let line: serde_json::Value = serde_json::from_str(line).expect("JSON");
+            assert_eq!(line["id"], "a end=\"\\\u{c3}\u{a9}", "two bytes, each a character of Latin-1");
+        } else {
+            assert!(line.contains(" a\\x20end=\\x22\\x5C\\xC3\\xA9 end=done "), "{line}");
+        }
+        drop(client);
+        proxy.stop();
+    }
+}
