@@ -366,6 +366,9 @@ pub enum EventKind {
     WorkerDrained {
         /// Its number.
         worker: u16,
+        /// The process that has ended.
+        #[serde(default)]
+        pid: u32,
         /// How it ended, if not by itself.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         reason: Option<String>,

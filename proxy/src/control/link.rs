@@ -182,7 +182,8 @@ impl Task {
                 sent = send(&self.channel, &self.readiness, &self.outgoing), if self.writable && !self.outgoing.is_empty() => {
                     self.sent(sent).await;
                 }
-                Some(command) = self.commands.recv(), if self.outgoing.len() < COMMANDS_MAX => {
+                // One that is not ready yet has its start before it; how long that may take is bounded.
+                Some(command) = self.commands.recv(), if self.outgoing.len() < COMMANDS_MAX || !self.running => {
                     self.outgoing.extend(command);
                 }
             }

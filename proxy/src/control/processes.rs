@@ -135,7 +135,8 @@ impl Supervisor {
             Part::Successor => self.successor_ended(source.worker, status),
             Part::Predecessor => self.predecessor_ended(source.worker, status),
         }
-        if part != Part::Serving {
+        // What one that served had goes to the next process of its turn, unless its successor was ready and has the other turn.
+        if part != Part::Serving || self.workers[source.worker].turn != turn {
             self.redirection.release(source.worker, turn);
         }
     }
@@ -144,9 +145,8 @@ impl Supervisor {
         let index = source.worker;
         let how = describe(status);
         self.events.tell(EventKind::WorkerDown { worker: source.number(), reason: how.clone() });
-        if !self.workers[index].is_published_by_predecessor() {
-            self.steering.worker_down(index);
-        }
+        // Whoever publishes next says so. A predecessor that has not left yet says how busy it is, but not that it serves.
+        self.steering.worker_down(index);
         let worker = &mut self.workers[index];
         if matches!(self.phase, Phase::Draining { .. }) {
             if !matches!(status, Ok(status) if status.success()) {

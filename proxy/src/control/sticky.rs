@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::hash::{BuildHasher, RandomState};
+use std::sync::OnceLock;
 
 use underpass_command::state::Settings;
 
@@ -27,7 +28,12 @@ fn secret(machine_id: Option<&str>) -> String {
             let half = |number| siphash([number, 0x7374_6963_6b79], id.as_bytes());
             format!("{:016x}{:016x}", half(1), half(2))
         }
-        None => format!("{:016x}", RandomState::new().hash_one(std::process::id())),
+        None => {
+            // The same for every worker, and for every process that a worker has.
+            static OF_THIS_RUN: OnceLock<u64> = OnceLock::new();
+            let drawn = OF_THIS_RUN.get_or_init(|| RandomState::new().hash_one(std::process::id()));
+            format!("{drawn:016x}")
+        }
     }
 }
 
@@ -41,7 +47,8 @@ mod tests {
         assert_eq!(secret(Some(id)), secret(Some(&format!("{id}\n"))));
         assert_ne!(secret(Some(id)), secret(Some("another")));
         assert!(!secret(Some(id)).contains(&id[..16]));
-        assert_ne!(secret(None), secret(None), "without an id it is random");
+        assert_ne!(secret(None), secret(Some(id)));
+        assert_eq!(secret(None), secret(Some(" ")), "without an id all processes of a run have one too");
     }
 
     #[test]

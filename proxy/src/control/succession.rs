@@ -87,6 +87,8 @@ impl Supervisor {
     pub(super) fn handed_over(&mut self, index: usize) {
         let Some(leaving) = self.workers[index].leaving() else { return };
         if !std::mem::replace(&mut leaving.handed_over, true) {
+            // None where it is being killed.
+            leaving.kill_at = leaving.kill_at.map(|_| leaving.cut_at + DRAIN_GRACE);
             self.order(index, ToWorker::Publish);
         }
     }
@@ -97,7 +99,8 @@ impl Supervisor {
             self.steering.worker_down(index);
             self.handed_over(index);
         }
-        self.workers[index].second = None;
+        let second = self.workers[index].second.take();
+        let pid = second.and_then(|second| second.link.pid).unwrap_or_default();
         let well = matches!(status, Ok(status) if status.success());
         let reason = (!well).then(|| describe(status));
         match &reason {
@@ -105,7 +108,7 @@ impl Supervisor {
             Some(how) => tracing::warn!(worker = index, "worker ended while draining: {how}"),
         }
         let worker = u16::try_from(index).unwrap_or(u16::MAX);
-        self.events.tell(EventKind::WorkerDrained { worker, reason });
+        self.events.tell(EventKind::WorkerDrained { worker, pid, reason });
     }
 
     /// Notes that a process has ended that was to take the place of another, which goes on.
@@ -140,7 +143,7 @@ impl Supervisor {
     /// Kills a process that has not ended although its deadline has passed.
     pub(super) fn kill_predecessor(&mut self, index: usize) {
         if let Some(second) = &self.workers[index].second {
-            tracing::warn!(worker = index, "a process that still drains after its deadline is killed");
+            tracing::warn!(worker = index, "a process that was replaced has not left in time; it is killed");
             second.link.kill();
         }
         if let Some(leaving) = self.workers[index].leaving() {

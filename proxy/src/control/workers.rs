@@ -20,6 +20,9 @@ const PAUSE_MIN: Duration = Duration::from_millis(100);
 /// What is in its accept queues waits for so long at most.
 const PAUSE_MAX: Duration = Duration::from_secs(2);
 
+/// A process that has not left the sockets to its successor after so long hangs: nothing that it has moves either.
+const HAND_OVER_MAX: Duration = Duration::from_secs(10);
+
 /// One worker: the process that does its work now, another while the two change places, and the count of those before.
 #[derive(Debug)]
 pub(super) struct Worker {
@@ -150,6 +153,11 @@ impl Worker {
         matches!(&self.second, Some(Second { role: Role::Predecessor(_), .. }))
     }
 
+    /// The process that was replaced and has not ended yet.
+    pub(super) fn draining_pid(&self) -> Option<u32> {
+        self.second.as_ref().filter(|_| self.is_draining())?.link.pid
+    }
+
     /// Whether a process that was replaced still publishes what steering needs to know of this worker.
     pub(super) fn is_published_by_predecessor(&self) -> bool {
         let role = self.second.as_ref().map(|second| &second.role);
@@ -181,7 +189,9 @@ impl Worker {
         };
         let before = (self.process, self.link.take()?);
         let cut_at = now + Duration::from_millis(order.deadline_ms);
-        let leaving = Leaving { cut_at, kill_at: Some(cut_at + grace), handed_over: false };
+        // Until it has handed over, steering sees what it says, and changes wait for it.
+        let kill_at = (cut_at + grace).min(now + HAND_OVER_MAX);
+        let leaving = Leaving { cut_at, kill_at: Some(kill_at), handed_over: false };
         let pid = before.1.pid.unwrap_or_default();
         self.started(process, link, now);
         self.state = WorkerState::Running;

@@ -61,6 +61,12 @@ fields! {
 }
 
 impl Field {
+    /// Whether it can be missing: texts, and what a request does not always come to.
+    pub(super) fn may_be_missing(self) -> bool {
+        !self.is_number()
+            || matches!(self, Self::Status | Self::QueueUs | Self::ConnectUs | Self::FirstByteUs)
+    }
+
     /// The field of a name.
     pub(super) fn named(name: &str) -> Option<Self> {
         FIELDS.iter().find(|(_, known, _)| *known == name).map(|(field, ..)| *field)

@@ -126,11 +126,16 @@ impl Template {
         }
         let template = Self { parts, escape, headers };
         if escape == Escape::Json {
-            let mut line = Vec::new();
-            template.write(&Sample, &mut line);
-            serde_json::from_slice::<serde::de::IgnoredAny>(&line).map_err(|error| {
-                whole(format!("its lines would be no JSON: {error}"), "correct it, or use escape \"text\"")
-            })?;
+            // 00 is no number, and what is missing is written otherwise.
+            for sample in [Some(1), Some(0), None].map(Sample) {
+                let mut line = Vec::new();
+                template.write(&sample, &mut line);
+                serde_json::from_slice::<serde::de::IgnoredAny>(&line).map_err(|error| {
+                    let line = String::from_utf8_lossy(line.trim_ascii_end());
+                    let reason = format!("its lines could be no JSON, {error}: {line}");
+                    whole(reason, "correct it, or use escape \"text\"")
+                })?;
+            }
         }
         Ok(template)
     }
@@ -295,15 +300,19 @@ fn instead_of(name: &str) -> String {
     }
 }
 
-/// Values for looking at a line before there is one.
-struct Sample;
+/// A request for which all numbers are the same, or missing where they can be.
+struct Sample(Option<u64>);
 
 impl Values for Sample {
     fn field(&self, field: Field) -> Value<'_> {
-        if field.is_number() { Value::Number(1) } else { Value::Text(b"x") }
+        match self.0 {
+            None if field.may_be_missing() => Value::Missing,
+            number if field.is_number() => Value::Number(number.unwrap_or(1)),
+            _ => Value::Text(b"x"),
+        }
     }
 
     fn header(&self, _: usize) -> Value<'_> {
-        Value::Text(b"x")
+        if self.0.is_some() { Value::Text(b"x") } else { Value::Missing }
     }
 }

@@ -97,6 +97,13 @@ fn json_that_is_none_is_refused() {
     assert_eq!((at, text.contains("write \"$host\"")), (Some(9), true), "{text}");
     assert!(refused(r#"{"host":"$host""#, Escape::Json).1.contains("no JSON"));
     assert!(refused("$status $status", Escape::Json).1.contains("no JSON"));
+    // What is missing is null, and no part of a number or of a letter's code.
+    for template in
+        [r#"{"s":${connect_us}e-6}"#, r#"{"s":-$queue_us}"#, r#"["\u000$status"]"#, "$bytes$attempts"]
+    {
+        assert!(refused(template, Escape::Json).1.contains("no JSON"), "{template}");
+    }
+    Template::new(r#"{"s":${duration_us}e-6}"#, Escape::Json).expect("it is never missing");
     // A quote of the text does not end it.
     Template::new(r#"{"a":"\"$host\""}"#, Escape::Json).expect("JSON");
 }

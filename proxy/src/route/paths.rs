@@ -60,7 +60,9 @@ impl Slot {
     pub(super) fn allowed<'a>(&'a self, asked: &Asked<'_>, allowed: &mut Allowed<'a>) {
         for conditions in self.0.iter().filter_map(|entry| entry.conditions.as_deref()) {
             if conditions.hold_but_method(asked) {
-                conditions.methods().iter().for_each(|method| allowed.add(method));
+                // RFC 9110 section 9.3.6: what CONNECT asks for is an authority, no resource.
+                let methods = conditions.methods().iter().filter(|method| *method != "CONNECT");
+                methods.for_each(|method| allowed.add(method));
             }
         }
     }

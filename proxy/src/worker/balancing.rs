@@ -381,7 +381,7 @@ impl StickyCookie {
 
 /// Names that clients take from secure origins only, whatever their case (RFC 6265bis section 4.1.3).
 fn has_secure_prefix(name: &str) -> bool {
-    ["__secure-", "__host-"]
+    ["__secure-", "__host-", "__http-"]
         .iter()
         .any(|prefix| name.get(..prefix.len()).is_some_and(|start| start.eq_ignore_ascii_case(prefix)))
 }

@@ -130,6 +130,13 @@ pub(super) struct Frame<'a> {
     pub(super) room: usize,
 }
 
+impl Frame<'_> {
+    /// RFC 9110 section 6.4.1: none in answer to HEAD, none with 204.
+    fn has_body(&self, status: u16) -> bool {
+        !self.head_only && status != 204
+    }
+}
+
 /// The named answers of a worker, and the space in which an answer is written.
 #[derive(Debug, Default)]
 pub(super) struct OwnAnswers {
@@ -192,8 +199,9 @@ impl OwnAnswers {
         written
     }
 
-    /// Writes an answer, and returns its text and status. One that does not fit gives way to a line of text.
-    pub(super) fn write(&mut self, frame: &Frame<'_>, named: Option<&Named>) -> (&[u8], u16) {
+    /// Writes an answer, and returns its text, its status, and the size of the body in it. One that does not fit gives way to a
+    /// line of text.
+    pub(super) fn write(&mut self, frame: &Frame<'_>, named: Option<&Named>) -> (&[u8], u16, usize) {
         let mut status = named.map_or(0, |named| named.status);
         if status == 0 {
             status = frame.status;
@@ -208,7 +216,8 @@ impl OwnAnswers {
             self.write_text(frame, status, None);
         }
         self.fields.clear();
-        (&self.text, status)
+        let body_size = if frame.has_body(status) { self.body.len() } else { 0 };
+        (&self.text, status, body_size)
     }
 
     fn write_text(&mut self, frame: &Frame<'_>, status: u16, named: Option<&Named>) {
@@ -257,7 +266,7 @@ impl OwnAnswers {
         text.extend_from_slice(fields);
         text.extend_from_slice(frame.connection.as_bytes());
         text.extend_from_slice(b"\r\n");
-        if !frame.head_only && status != 204 {
+        if frame.has_body(status) {
             text.extend_from_slice(body);
         }
     }

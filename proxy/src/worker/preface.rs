@@ -148,8 +148,9 @@ impl Worker {
         let fields = Fields::default();
         let asked = Asked { host: name.as_bytes(), path: b"/", method: b"", fields: &fields, bytes: b"" };
         match self.core.server_names.find(listener.names_scope, &asked) {
-            Found::Route(Destination { cluster: Some(cluster), .. }) => {
-                let cluster = *cluster;
+            Found::Route(Destination { cluster: Some(cluster), name: route, .. }) => {
+                let (cluster, route) = (*cluster, route.clone());
+                self.sessions[key].exchange.route = route;
                 self.choose_backend(key, cluster)
             }
             _ => self.route_without_name(key, Reason::ServerNameUnknown),

@@ -126,6 +126,7 @@ impl Worker {
             // What came was no request, or none yet; it is answered and logged as one all the same.
             session.exchange = Exchange::none();
             session.exchange.active = true;
+            session.count_unread_request(core.now.us);
             core.gauge(Counter::RequestsActive, true);
             if core.log.is_enabled() {
                 core.log.keep(key, b"-", b"-", b"");
@@ -174,8 +175,9 @@ impl Worker {
                 request_id: exchange.id.as_bytes(),
                 room: core.buffers.edited_size_max(),
             };
-            let (text, sent) = core.own.write(&frame, named.as_deref());
+            let (text, sent, body_size) = core.own.write(&frame, named.as_deref());
             exchange.status = sent;
+            exchange.own_bytes = body_size as u64;
             exchange.response.push_own(text, &mut core.buffers);
         }
         session.phase = Phase::Reply;
@@ -190,7 +192,7 @@ impl Worker {
         let session = &mut sessions[key];
         let mut tools = core.tools(key);
         match session.exchange.response.flush_own(&mut session.client, &mut tools) {
-            Ok(true) => {}
+            Ok(true) => session.exchange.bytes += session.exchange.own_bytes,
             Ok(false) => return Step::Wait,
             Err(_) => return Step::Close,
         }

@@ -435,7 +435,7 @@ impl Worker {
         let Self { core, sessions, connections, .. } = self;
         let session = &mut sessions[key];
         if let Some(connection) = session.backend.take() {
-            session.exchange.request.finish(&mut core.tools(key));
+            session.exchange.end_request(&mut core.tools(key));
             connection::close(core, connections, connection);
         }
     }

@@ -181,6 +181,15 @@ impl Session {
         }
     }
 
+    /// Counts what is answered or cut before it was understood as a request, and notes when it came.
+    pub(super) fn count_unread_request(&mut self, now_us: u64) {
+        self.requests = self.requests.saturating_add(1);
+        if self.first_byte_us == 0 {
+            // It was pipelined, or came together with the PROXY protocol header.
+            self.first_byte_us = now_us.max(1);
+        }
+    }
+
     /// Whether what came from this client is passed on as it is.
     pub(super) fn is_tcp(&self) -> bool {
         self.protocol == Protocol::Tcp
@@ -263,6 +272,8 @@ pub(super) struct Exchange {
     pub(super) reason: Option<Reason>,
     /// Body bytes sent to the client.
     pub(super) bytes: u64,
+    /// Body bytes of the proxy's own answer, until they are sent.
+    pub(super) own_bytes: u64,
     /// Body bytes sent to the backend.
     pub(super) bytes_up: u64,
     /// Bytes of both bodies by how they were moved, as far as they have ended.
@@ -320,6 +331,7 @@ impl Exchange {
             status: 0,
             reason: None,
             bytes: 0,
+            own_bytes: 0,
             bytes_up: 0,
             moved: Moved::default(),
             ending: Ending::Closed,

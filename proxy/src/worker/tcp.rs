@@ -34,10 +34,11 @@ impl Worker {
         let peer = if reason.is_of_backend() { Peer::Backend } else { Peer::Client };
         self.core.refused(peer, reason);
         self.close_backend(key);
-        let exchange = &mut self.sessions[key].exchange;
-        exchange.reason = Some(reason);
+        let session = &mut self.sessions[key];
+        session.exchange.reason = Some(reason);
         // Before an HTTP request begins there is none to count, but the line of the log is wanted.
-        if !std::mem::replace(&mut exchange.active, true) {
+        if !std::mem::replace(&mut session.exchange.active, true) {
+            session.count_unread_request(self.core.now.us);
             self.core.gauge(Counter::RequestsActive, true);
             if self.core.log.is_enabled() {
                 self.core.log.keep(key, b"-", b"-", b"");

@@ -340,3 +340,42 @@ fn no_request_id_forges_a_field() {
         proxy.stop();
     }
 }
+
+/// What the proxy answers itself is counted as what a backend answers; so is what a backend took before it failed.
+#[test]
+fn an_answer_of_the_proxy_is_told_with_its_bytes_and_its_time() {
+    const BODY: usize = 100_000;
+    let backend = Backend::start(|connection| {
+        let Ok(Some(_)) = connection.peer.try_head() else { return };
+        let _ = connection.peer.try_bytes(BODY);
+    });
+    let template =
+        "{\"status\":${status},\"bytes\":$bytes,\"in\":$bytes_in,\"us\":$duration_us,\"request\":$requests}";
+    let (proxy, folder) = with_template(&backend, template, AccessLogEscape::Json);
+    let began = std::time::Instant::now();
+    let mut client = Peer::connect(proxy.address());
+    client.send(format!("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: {BODY}\r\n\r\n"));
+    client.send(vec![b'x'; BODY]);
+    let failed = client.response();
+    assert_eq!(failed.status(), 502);
+    // The second was pipelined, and is no request.
+    let mut pipelining = Peer::connect(proxy.address());
+    pipelining.send("OPTIONS / HTTP/1.1\r\nHost: a\r\nMax-Forwards: 0\r\n\r\nnonsense\r\n\r\n");
+    assert_eq!(pipelining.response_to("OPTIONS").status(), 200);
+    let refused = pipelining.response();
+    assert_eq!(refused.status(), 400);
+    let lines: Vec<serde_json::Value> =
+        lines(&folder, 3).iter().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+    let whole_us = began.elapsed().as_micros();
+    assert_eq!((&lines[0]["in"], &lines[0]["bytes"]), (&BODY.into(), &failed.body.len().into()));
+    assert_eq!(
+        (&lines[1]["status"], &lines[1]["bytes"], &lines[1]["request"]),
+        (&200.into(), &0.into(), &1.into())
+    );
+    assert_eq!((&lines[2]["status"], &lines[2]["request"]), (&400.into(), &2.into()));
+    assert_eq!(lines[2]["bytes"], refused.body.len());
+    for line in &lines {
+        assert!(u128::from(line["us"].as_u64().expect("a number")) <= whole_us, "{line}");
+    }
+    proxy.stop();
+}

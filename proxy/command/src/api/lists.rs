@@ -72,7 +72,7 @@ pub struct BackendHealth {
     pub state: HealthState,
     /// What the last check has found; none where there was none.
     pub reason: Option<String>,
-    /// Since when it is up or down, in milliseconds since 1970; none where there was no check.
+    /// Since when it is up or down, in milliseconds since 1970; none where no check has told.
     pub since_ms: Option<u64>,
 }
 

@@ -87,7 +87,7 @@ fn drain_worker(
     })?;
     let Some(watch) = watch else { return Ok(()) };
     let ended =
-        watch.until(|kind| matches!(kind, EventKind::WorkerDrained { worker, .. } if *worker == number));
+        watch.until(|kind| matches!(kind, EventKind::WorkerDrained { pid, .. } if *pid == draining.pid));
     let ended = ended.map_err(|reason| Failure::runtime(format!("worker {number}: {reason}")))?;
     context.show(&ended, |ended| match &ended.kind {
         EventKind::WorkerDrained { reason: Some(reason), .. } => {

@@ -59,7 +59,7 @@ pub(in crate::config) static CLUSTER: &[Key<Cluster>] = &[
         "backend",
         Syntax::Token,
         "Name of a cookie that keeps a client at the backend of its first request while that is available. It tells no \
-         address. One whose name begins with __Secure- or __Host- is marked as secure."
+         address. One whose name begins with __Secure-, __Host- or __Http- is marked as secure."
     ),
     choice!(
         "sticky_same_site",

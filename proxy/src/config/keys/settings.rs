@@ -136,7 +136,7 @@ pub(in crate::config) static LOG: &[Key<Settings>] = &[
         "access",
         log.access,
         AccessLogFormat,
-        "Format of the access log, one line per request: text and json say all that is known, combined is what Apache and \
+        "Format of the access log, one line per request: text and json say most of what is known, combined is what Apache and \
          nginx write under this name, template is what access_template says."
     ),
     Key {

@@ -48,7 +48,7 @@ pub(super) struct Found {
     pub(super) up: bool,
     /// The last check, in words; empty before the first.
     pub(super) reason: String,
-    /// When it came up, went down or was checked first; none before the first check.
+    /// When it came up or went down; none before it was found up, or was down, for the first time.
     pub(super) since: Option<SystemTime>,
 }
 
@@ -292,7 +292,10 @@ impl Health {
             Err(reason) => (false, reason),
         };
         target.found.reason.clone_from(&reason);
-        target.found.since.get_or_insert_with(SystemTime::now);
+        if up {
+            // Until its first verdict it counts as up, but nobody has found it so.
+            target.found.since.get_or_insert_with(SystemTime::now);
+        }
         target.against = if up == target.found.up { 0 } else { target.against + 1 };
         if target.against >= if up { target.plan.rise } else { target.plan.fall } {
             target.against = 0;
@@ -404,6 +407,18 @@ mod tests {
 
     fn add(number: u32, address: SocketAddr) -> Step {
         Step::AddBackend { number, cluster: 0, backend: Backend::new(address) }
+    }
+
+    #[tokio::test]
+    async fn a_backend_that_fails_its_first_checks_is_not_called_up() {
+        let server = server().await;
+        server.healthy.store(false, Ordering::Relaxed);
+        let mut health = health(&checked(2, 1000), &[(7, server.address)]);
+        while health.found(7).is_some_and(|found| found.reason.is_empty()) {
+            // No verdict comes; what ends is entered all the same.
+            let _ = tokio::time::timeout(Duration::from_millis(50), health.next()).await;
+        }
+        assert!(health.found(7).is_some_and(|found| found.up && found.since.is_none()));
     }
 
     #[tokio::test]

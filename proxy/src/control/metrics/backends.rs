@@ -56,8 +56,11 @@ impl Listed {
 }
 
 fn health(found: Option<&Found>) -> BackendHealth {
-    let Some((found, since)) = found.and_then(|found| Some((found, found.since?))) else {
-        return BackendHealth::default();
+    let Some(found) = found else { return BackendHealth::default() };
+    let Some(since) = found.since else {
+        // Its first checks may fail: the verdict is still to come.
+        let reason = Some(found.reason.clone()).filter(|reason| !reason.is_empty());
+        return BackendHealth { reason, ..BackendHealth::default() };
     };
     let since = since.duration_since(UNIX_EPOCH).unwrap_or_default();
     BackendHealth {
@@ -77,7 +80,8 @@ mod tests {
     fn what_was_not_checked_yet_is_not_known() {
         let found = |up, since| Found { up, reason: "r".into(), since };
         assert_eq!(health(None), BackendHealth::default());
-        assert_eq!(health(Some(&found(true, None))).state, HealthState::Unknown);
+        let failing = health(Some(&found(true, None)));
+        assert_eq!((failing.state, failing.reason.as_deref()), (HealthState::Unknown, Some("r")));
         let at = Some(UNIX_EPOCH + Duration::from_millis(1234));
         let expected = |state| BackendHealth { state, reason: Some("r".into()), since_ms: Some(1234) };
         assert_eq!(health(Some(&found(true, at))), expected(HealthState::Up));

@@ -59,6 +59,8 @@ pub(super) struct WorkerItem {
     pub(super) restarts: u64,
     /// Whether a process that was replaced has not ended yet.
     pub(super) draining: bool,
+    /// That process.
+    pub(super) draining_pid: Option<u32>,
 }
 
 /// Everything that the text is made from.
@@ -161,8 +163,12 @@ impl Scrape {
     fn workers(&self, out: &mut Exposition) {
         let numbers: Vec<String> = (0..self.workers.len()).map(|number| number.to_string()).collect();
         let each = || numbers.iter().zip(&self.workers).zip(self.blocks.iter());
-        let usages: Vec<Option<Usage>> =
-            self.workers.iter().map(|worker| worker.pid.and_then(Usage::of)).collect();
+        let mut usages: Vec<(&String, &str, Usage)> = Vec::new();
+        for (number, worker) in numbers.iter().zip(&self.workers) {
+            let processes = [("serving", worker.pid), ("draining", worker.draining_pid)];
+            let of = |(name, pid): (_, Option<u32>)| Some((number, name, Usage::of(pid?)?));
+            usages.extend(processes.into_iter().filter_map(of));
+        }
         let mut up = out.family("underpass_worker_up", Kind::Gauge, "1 when it accepts connections.");
         for ((number, worker), _) in each() {
             up.sample(&[("worker", number)], u8::from(worker.state == WorkerState::Running));
@@ -177,15 +183,15 @@ impl Scrape {
         for ((number, worker), _) in each() {
             restarts.sample(&[("worker", number)], worker.restarts);
         }
-        let help = "CPU time that the process of the worker has used.";
+        let help = "CPU time that a process of the worker has used; it begins anew with each process.";
         let mut cpu = out.family("underpass_worker_cpu_seconds", Kind::Counter, help);
-        for (number, usage) in numbers.iter().zip(&usages) {
-            usage.iter().for_each(|usage| cpu.sample(&[("worker", number)], usage.cpu_s));
+        for (number, process, usage) in &usages {
+            cpu.sample(&[("worker", number), ("process", process)], usage.cpu_s);
         }
-        let help = "Memory of the worker's process.";
+        let help = "Memory of a process of the worker.";
         let mut memory = out.family("underpass_worker_resident_memory_bytes", Kind::Gauge, help);
-        for (number, usage) in numbers.iter().zip(&usages) {
-            usage.iter().for_each(|usage| memory.sample(&[("worker", number)], usage.resident_bytes));
+        for (number, process, usage) in &usages {
+            memory.sample(&[("worker", number), ("process", process)], usage.resident_bytes);
         }
         let mut limit =
             out.family("underpass_worker_pool_limit", Kind::Gauge, "Size of a pool that was sized at start.");

@@ -78,6 +78,7 @@ impl Supervisor {
                     state: worker.state,
                     restarts: worker.restarts,
                     draining: worker.is_draining(),
+                    draining_pid: worker.draining_pid(),
                 })
                 .collect(),
             listeners,

@@ -30,6 +30,7 @@ fn scrape() -> Scrape {
         state: WorkerState::Running,
         restarts: 1,
         draining: true,
+        draining_pid: Some(std::process::id()),
     };
     let backend = |number, cluster: usize, up, drain| BackendItem {
         number,
@@ -48,7 +49,10 @@ fn scrape() -> Scrape {
         settings: Metrics::default(),
         limits: Limits::default(),
         blocks: Arc::new(blocks.map(BlockPair::from).into()),
-        workers: vec![worker.clone(), WorkerItem { pid: None, state: WorkerState::Waiting, ..worker }],
+        workers: vec![
+            worker.clone(),
+            WorkerItem { pid: None, draining_pid: None, state: WorkerState::Waiting, ..worker },
+        ],
         listeners: vec![Item { number: 0, name: "web".into() }],
         clusters: vec![Item { number: 0, name: "idle".into() }, Item { number: 1, name: "app".into() }],
         backends: vec![backend(2, 0, None, true), backend(7, 1, Some(false), false)],
@@ -103,6 +107,11 @@ fn workers_add_up_and_each_thing_is_told_apart() {
         has(&text, line);
     }
     assert!(!text.contains("underpass_backend_up{cluster=\"idle\""), "nobody has checked it");
+    for process in ["serving", "draining"] {
+        let of_process = format!("{{worker=\"0\",process=\"{process}\"}} ");
+        assert!(text.contains(&format!("underpass_worker_resident_memory_bytes{of_process}")), "{text}");
+        assert!(text.contains(&format!("underpass_worker_cpu_seconds_total{of_process}")), "{text}");
+    }
 }
 
 #[test]
