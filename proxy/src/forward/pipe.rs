@@ -1,5 +1,6 @@
 //! Pipes for splice, made once and reused: making and sizing one costs several system calls.
 
+use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
@@ -61,12 +62,34 @@ impl Pipe {
     }
 }
 
+impl Pipe {
+    /// Throws away what is left; false if some of it stays.
+    fn empty(&mut self, null: &File) -> bool {
+        while self.filled > 0 {
+            match splice(&self.read, None, null, None, self.filled, SpliceFFlags::SPLICE_F_NONBLOCK) {
+                Ok(moved) if moved > 0 => self.filled = self.filled.saturating_sub(moved),
+                _ => return false,
+            }
+        }
+        // There may be more than was counted, if a call has moved bytes and failed.
+        matches!(
+            splice(&self.read, None, null, None, 1, SpliceFFlags::SPLICE_F_NONBLOCK),
+            Err(nix::Error::EAGAIN)
+        )
+    }
+}
+
 /// All pipes of a worker.
+///
+/// They are made while the worker may still exceed what the kernel grants a user for pipes (pipe(7), `pipe-user-pages-soft`), and
+/// kept: one that was made later might stay small for good.
 #[derive(Debug)]
 pub struct PipePool {
     free: Vec<Pipe>,
     count: usize,
     size: u32,
+    /// Takes what is left in a pipe; none where it could not be opened.
+    null: Option<File>,
 }
 
 impl PipePool {
@@ -74,7 +97,8 @@ impl PipePool {
     /// are copied then.
     pub fn new(count: u32, size: u32) -> Self {
         let free: Vec<Pipe> = (0..count).map_while(|_| Pipe::new(size).ok()).collect();
-        Self { count: free.len(), free, size }
+        let null = if free.is_empty() { None } else { OpenOptions::new().write(true).open("/dev/null").ok() };
+        Self { count: free.len(), free, size, null }
     }
 
     /// How many there are.
@@ -92,9 +116,9 @@ impl PipePool {
         self.free.pop()
     }
 
-    /// Gives a pipe back. One that still holds bytes of a broken transfer is replaced.
-    pub fn release(&mut self, pipe: Pipe) {
-        if pipe.filled == 0 {
+    /// Gives a pipe back. One that still holds bytes of a broken transfer is emptied, or else replaced.
+    pub fn release(&mut self, mut pipe: Pipe) {
+        if pipe.filled == 0 || self.null.as_ref().is_some_and(|null| pipe.empty(null)) {
             self.free.push(pipe);
             return;
         }
@@ -103,5 +127,45 @@ impl PipePool {
             Ok(fresh) => self.free.push(fresh),
             Err(_) => self.count -= 1,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+    use std::os::fd::AsRawFd as _;
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+
+    #[test]
+    fn a_pipe_of_a_broken_transfer_is_emptied_and_kept() {
+        let (mut ours, theirs) = UnixStream::pair().expect("a socket pair");
+        let mut pool = PipePool::new(1, 64 * 1024);
+        for size in [1_usize, 5000, 64 * 1024] {
+            let mut pipe = pool.take().expect("the only one");
+            let number = pipe.read.as_raw_fd();
+            ours.write_all(&vec![b'x'; size]).expect("room");
+            let mut left = size;
+            while left > 0 {
+                left -= pipe.fill(&theirs, left).expect("there are bytes, and there is room");
+            }
+            assert_eq!(pipe.filled(), size);
+            pool.release(pipe);
+            let pipe = pool.take().expect("it came back");
+            assert_eq!((pipe.filled(), pipe.read.as_raw_fd()), (0, number), "the same, and empty");
+            pool.release(pipe);
+        }
+        // Nothing of it comes out with what is next.
+        let mut pipe = pool.take().expect("the only one");
+        ours.write_all(b"next").expect("room");
+        pipe.fill(&theirs, 64 * 1024).expect("there are bytes");
+        let (to, from) = UnixStream::pair().expect("a socket pair");
+        assert_eq!(pipe.drain(&to, false).expect("room"), 4);
+        let mut seen = [0; 8];
+        assert_eq!(io::Read::read(&mut &from, &mut seen).expect("bytes"), 4);
+        assert_eq!(&seen[..4], b"next");
+        pool.release(pipe);
+        assert_eq!((pool.used(), pool.count()), (0, 1));
     }
 }
