@@ -1,4 +1,4 @@
-//! A client that stops reading in the middle of a large download: what is under way stays bounded, with the kernel's own
+//! A client that stops reading in the middle of a large download: what is under way stays bounded, with the system's own
 //! settings for sockets, and when it reads on, every byte is there.
 
 use std::fs;
@@ -109,7 +109,9 @@ fn stall(mode: RedirectMode) {
     let sent = Arc::new(AtomicU64::new(0));
     let backend = generating(Arc::clone(&sent));
     let port = backend.address().port();
-    let rig = Rig::over(mode, vec![backend], |setup| setup);
+    let rig = Rig::over(mode, vec![backend], |setup| {
+        setup.with(|state| state.settings.limits.backend_receive_size = 512 * 1024)
+    });
     let pid = rig.proxy.worker_pids()[0];
     let before = memory_of(pid);
     let mut peer = client(rig.proxy.address());

@@ -172,7 +172,7 @@ impl Default for Limits {
             redirect_flows: 4096,
             redirect_credit: 1024 * 1024,
             unsent_max: 1024 * 1024,
-            backend_receive_size: 512 * 1024,
+            backend_receive_size: 0,
             backlog: 1024,
             backend_idle: 256,
             requests_per_connection: 0,

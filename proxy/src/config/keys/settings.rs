@@ -304,7 +304,8 @@ pub(in crate::config) static LIMITS: &[Key<Settings>] = &[
         0..=64 * 1024 * 1024,
         "bytes",
         "Receive buffer of each connection to a backend (SO_RCVBUF; net.core.rmem_max is its bound). One connection gets about \
-         this much in a round trip. 0 means that the kernel lets it grow, up to net.ipv4.tcp_rmem."
+         this much in a round trip, and large bodies cost more CPU. 0 means that the kernel lets it grow, up to \
+         net.ipv4.tcp_rmem."
     ),
     integer!(
         "backlog",
