@@ -110,7 +110,7 @@ fn stall(mode: RedirectMode) {
     let backend = generating(Arc::clone(&sent));
     let port = backend.address().port();
     let rig = Rig::over(mode, vec![backend], |setup| {
-        setup.with(|state| state.settings.limits.backend_receive_size = 512 * 1024)
+        setup.with(|state| state.settings.limits.backend_receive_size = 256 * 1024)
     });
     let pid = rig.proxy.worker_pids()[0];
     let before = memory_of(pid);
