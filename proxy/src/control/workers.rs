@@ -148,14 +148,12 @@ impl Worker {
         }
     }
 
-    /// Whether a process that was replaced has not ended yet.
-    pub(super) fn is_draining(&self) -> bool {
-        matches!(&self.second, Some(Second { role: Role::Predecessor(_), .. }))
-    }
-
     /// The process that was replaced and has not ended yet.
     pub(super) fn draining_pid(&self) -> Option<u32> {
-        self.second.as_ref().filter(|_| self.is_draining())?.link.pid
+        match &self.second {
+            Some(Second { link, role: Role::Predecessor(_), .. }) => link.pid,
+            _ => None,
+        }
     }
 
     /// Whether a process that was replaced still publishes what steering needs to know of this worker.

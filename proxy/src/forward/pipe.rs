@@ -60,9 +60,7 @@ impl Pipe {
         self.filled -= moved;
         Ok(moved)
     }
-}
 
-impl Pipe {
     /// Throws away what is left; false if some of it stays.
     fn empty(&mut self, null: &File) -> bool {
         while self.filled > 0 {

@@ -82,6 +82,12 @@ struct Report {
     rounds: Vec<Round>,
 }
 
+impl Report {
+    fn failed(&self) -> u64 {
+        self.rounds.iter().flat_map(Round::spans).map(failures).sum()
+    }
+}
+
 /// Resident memory in bytes.
 #[derive(Debug, Serialize)]
 struct Memory {
@@ -141,7 +147,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         let text = serde_json::to_string_pretty(&report)?;
         fs::write(path, text + "\n").with_context(|| format!("{}: cannot write", path.display()))?;
     }
-    let failed: u64 = report.rounds.iter().flat_map(Round::spans).map(failures).sum();
+    let failed = report.failed();
     ensure!(failed == 0, "{failed} requests failed: {}", reasons(&report));
     Ok(())
 }
@@ -408,7 +414,7 @@ fn text(report: &Report) -> String {
     }
     let requests: u64 = report.rounds.iter().flat_map(Round::spans).map(|step| step.completed).sum();
     let changes: u64 = report.rounds.iter().map(|round| round.changes).sum();
-    let failed: u64 = report.rounds.iter().flat_map(Round::spans).map(failures).sum();
+    let failed = report.failed();
     let _ = writeln!(text, "{changes} changes to the proxy under load; {requests} requests, {failed} failed");
     type Span = fn(&Round) -> &Step;
     let p99 = |of: Span| {

@@ -57,10 +57,8 @@ pub(super) struct WorkerItem {
     pub(super) cpu: Option<u16>,
     pub(super) state: WorkerState,
     pub(super) restarts: u64,
-    /// Whether a process that was replaced has not ended yet.
-    pub(super) draining: bool,
-    /// That process.
-    pub(super) draining_pid: Option<u32>,
+    /// The process that was replaced and has not ended yet.
+    pub(super) draining: Option<u32>,
 }
 
 /// Everything that the text is made from.
@@ -165,7 +163,7 @@ impl Scrape {
         let each = || numbers.iter().zip(&self.workers).zip(self.blocks.iter());
         let mut usages: Vec<(&String, &str, Usage)> = Vec::new();
         for (number, worker) in numbers.iter().zip(&self.workers) {
-            let processes = [("serving", worker.pid), ("draining", worker.draining_pid)];
+            let processes = [("serving", worker.pid), ("draining", worker.draining)];
             let of = |(name, pid): (_, Option<u32>)| Some((number, name, Usage::of(pid?)?));
             usages.extend(processes.into_iter().filter_map(of));
         }
@@ -176,7 +174,7 @@ impl Scrape {
         let help = "1 while a process that was replaced finishes what it has.";
         let mut draining = out.family("underpass_worker_draining", Kind::Gauge, help);
         for ((number, worker), _) in each() {
-            draining.sample(&[("worker", number)], u8::from(worker.draining));
+            draining.sample(&[("worker", number)], u8::from(worker.draining.is_some()));
         }
         let mut restarts =
             out.family("underpass_worker_restarts", Kind::Counter, "Times it was started again.");

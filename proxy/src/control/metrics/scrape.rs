@@ -77,8 +77,7 @@ impl Supervisor {
                     pid: worker.link.as_ref().and_then(|link| link.pid),
                     state: worker.state,
                     restarts: worker.restarts,
-                    draining: worker.is_draining(),
-                    draining_pid: worker.draining_pid(),
+                    draining: worker.draining_pid(),
                 })
                 .collect(),
             listeners,

@@ -29,8 +29,7 @@ fn scrape() -> Scrape {
         pid: Some(std::process::id()),
         state: WorkerState::Running,
         restarts: 1,
-        draining: true,
-        draining_pid: Some(std::process::id()),
+        draining: Some(std::process::id()),
     };
     let backend = |number, cluster: usize, up, drain| BackendItem {
         number,
@@ -51,7 +50,7 @@ fn scrape() -> Scrape {
         blocks: Arc::new(blocks.map(BlockPair::from).into()),
         workers: vec![
             worker.clone(),
-            WorkerItem { pid: None, draining_pid: None, state: WorkerState::Waiting, ..worker },
+            WorkerItem { pid: None, draining: None, state: WorkerState::Waiting, ..worker },
         ],
         listeners: vec![Item { number: 0, name: "web".into() }],
         clusters: vec![Item { number: 0, name: "idle".into() }, Item { number: 1, name: "app".into() }],
