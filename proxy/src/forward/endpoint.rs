@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use mio::event::Event;
 use mio::net::TcpStream;
+use nix::libc::MSG_MORE;
+use socket2::SockRef;
 
 use super::redirect::Attachment;
 use super::{Buffer, BufferPool};
@@ -37,6 +39,8 @@ pub struct Endpoint {
     pub ended: bool,
     /// Our end was sent.
     pub(super) finished: bool,
+    /// What was sent last was to wait for what follows.
+    pub(super) corked: bool,
     /// Bytes received and not yet passed on.
     pub buffer: Option<Buffer>,
     /// What the kernel's redirection has to do with the socket.
@@ -53,6 +57,7 @@ impl Endpoint {
             hangup: false,
             ended: false,
             finished: false,
+            corked: false,
             buffer: None,
             redirect: Attachment::default(),
         }
@@ -81,10 +86,17 @@ impl Endpoint {
     /// an event: this saves the call that would only say so (epoll(7), question 9).
     #[inline]
     pub fn receive(&mut self, pool: &mut BufferPool) -> io::Result<Received> {
+        self.receive_at_most(usize::MAX, pool)
+    }
+
+    /// The same, `most` bytes at most.
+    #[inline]
+    pub fn receive_at_most(&mut self, most: usize, pool: &mut BufferPool) -> io::Result<Received> {
         let buffer = self.buffer.get_or_insert_with(|| pool.take());
         let room = pool.room_mut(buffer);
         debug_assert!(!room.is_empty());
-        let size = room.len();
+        let size = room.len().min(most);
+        let room = &mut room[..size];
         let received = loop {
             match self.stream.read(room) {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -115,13 +127,34 @@ impl Endpoint {
     /// Writes slices; `Ok(0)` when the socket takes nothing now.
     #[inline]
     pub fn send(&mut self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+        self.corked = false;
+        self.send_by(|mut stream| match slices {
+            [one] => stream.write(one),
+            _ => stream.write_vectored(slices),
+        })
+    }
+
+    /// Writes bytes that the next ones follow at once: TCP keeps a segment that they do not fill (MSG_MORE, send(2)) until then, or
+    /// until [`Self::push`].
+    pub(super) fn send_corked(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.corked = true;
+        self.send_by(|stream| SockRef::from(stream).send_with_flags(bytes, MSG_MORE))
+    }
+
+    /// Nothing follows for now. What was held back is sent, which the kernel would do after 200 ms.
+    #[inline]
+    pub(super) fn push(&mut self) {
+        if std::mem::take(&mut self.corked) {
+            // It is set already. To set it again pushes (tcp(7)); fails only when the connection is gone.
+            let _ = self.stream.set_nodelay(true);
+        }
+    }
+
+    #[inline]
+    fn send_by(&mut self, write: impl Fn(&TcpStream) -> io::Result<usize>) -> io::Result<usize> {
         let mut may_meet_stop = self.is_read_by_kernel();
         loop {
-            let written = match slices {
-                [one] => self.stream.write(one),
-                _ => self.stream.write_vectored(slices),
-            };
-            match written {
+            match write(&self.stream) {
                 Ok(n) => return Ok(n),
                 // The pending error of a stop looks the same (`ebpf/src/redirect.rs`, STOP) and is told once. Taken for a full buffer it
                 // would have us wait for an event that never comes.
@@ -164,7 +197,7 @@ impl Endpoint {
 
     /// Makes the close that follows a reset: the peer must not take what it has for the whole.
     pub fn reset_on_close(&self) {
-        let _ = socket2::SockRef::from(&self.stream).set_linger(Some(Duration::ZERO));
+        let _ = SockRef::from(&self.stream).set_linger(Some(Duration::ZERO));
     }
 
     /// The socket's pending error.

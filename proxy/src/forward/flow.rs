@@ -13,6 +13,9 @@ use crate::metrics::{Block, Counter};
 
 /// Below so many bytes a splice costs more than it saves even where splicing is wanted.
 const SPLICE_SIZE_LEAST: u64 = 4096;
+/// What is read where a chunk ends and another one follows that the kernel is to move: the line end, a size of up to sixteen digits
+/// and its line end are 20 bytes.
+const CHUNK_LINE_READ: usize = 32;
 /// Rounds of one call of [`Flow::pump`], so that one busy flow does not keep others waiting.
 const ROUNDS_MAX: u32 = 16;
 
@@ -100,6 +103,10 @@ pub struct Flow {
     pub(super) run: Option<Run>,
     /// The kernel's redirection was tried and is not wanted any more.
     pub(super) redirect_given_up: bool,
+    /// Bytes that the kernel has moved since userspace read the last: of a chunked body, most of the chunk.
+    moved_unseen: u64,
+    /// The last read was one of [`CHUNK_LINE_READ`], and nothing has been moved since.
+    read_line: bool,
     /// Since when the kernel's redirection has been waiting until the sink has room.
     pub(super) waits_since_ms: Option<u64>,
     copied: u64,
@@ -126,6 +133,8 @@ impl Flow {
             splice_given_up: false,
             run: None,
             redirect_given_up: false,
+            moved_unseen: 0,
+            read_line: false,
             waits_since_ms: None,
             copied: 0,
             spliced: 0,
@@ -203,6 +212,7 @@ impl Flow {
                 }
             }
             if !source.readable {
+                sink.push();
                 self.release_pipe(tools);
                 return Ok(Progress::Starved);
             }
@@ -237,7 +247,9 @@ impl Flow {
             let Some(buffer) = source.buffer.as_mut() else { return Ok(true) };
             self.clear_buffered(buffer, tools.buffers)?;
             if buffer.start < buffer.cleared {
-                let sent = send_cleared(buffer, sink, tools.buffers).map_err(Broken::Sink)?;
+                // The line of a chunk goes with its data, which lies there as long as no read has emptied the socket.
+                let more = self.read_line && source.readable && self.ledger.data_left() >= SPLICE_SIZE_LEAST;
+                let sent = send_cleared(buffer, sink, tools.buffers, more).map_err(Broken::Sink)?;
                 self.count_copied(sent as u64, tools.metrics);
                 if buffer.start < buffer.cleared {
                     return Ok(false);
@@ -261,6 +273,7 @@ impl Flow {
             let more = pipe.filled() >= pipe.capacity() && !self.ledger.is_settled();
             match pipe.drain(&*sink, more) {
                 Ok(n) => {
+                    sink.corked = more;
                     self.spliced += n as u64;
                     metrics.add(Counter::BytesSpliced, n as u64);
                     metrics.add(self.kind.spliced(), n as u64);
@@ -335,7 +348,10 @@ impl Flow {
                 source.readable = false;
             }
             // Less than asked for does not mean that the socket is empty: the pipe's slots may have been full.
-            Ok(n) => self.ledger.debit(n as u64),
+            Ok(n) => {
+                self.ledger.debit(n as u64);
+                self.count_unseen(n as u64);
+            }
             // The pipe was empty, so it is the socket that has nothing.
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => source.readable = false,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -357,12 +373,26 @@ impl Flow {
             debug_assert!(buffer.is_empty());
             buffer.reset();
         }
-        match source.receive(pool) {
+        // Behind a large chunk no more than the framing up to the next one, which will be as large: what would be read of its data
+        // would have to be copied.
+        self.read_line = self.ledger.is_in_chunk_line() && self.moved_unseen >= pool.size() as u64;
+        if !self.read_line {
+            self.moved_unseen = 0;
+        }
+        let most = if self.read_line { CHUNK_LINE_READ } else { usize::MAX };
+        match source.receive_at_most(most, pool) {
             Ok(Received::Bytes(_)) => {}
             Ok(Received::Nothing | Received::Closed) => source.release_if_empty(pool),
             Err(error) => return Err(Broken::Source(error)),
         }
         Ok(())
+    }
+
+    pub(super) fn count_unseen(&mut self, n: u64) {
+        if std::mem::take(&mut self.read_line) {
+            self.moved_unseen = 0;
+        }
+        self.moved_unseen += n;
     }
 
     fn count_copied(&mut self, n: u64, metrics: &Block) {
@@ -401,12 +431,17 @@ impl Flow {
 }
 
 /// Writes a buffer's cleared bytes; returns how many the sink took.
-fn send_cleared(buffer: &mut Buffer, sink: &mut Endpoint, pool: &BufferPool) -> io::Result<usize> {
+fn send_cleared(
+    buffer: &mut Buffer,
+    sink: &mut Endpoint,
+    pool: &BufferPool,
+    more: bool,
+) -> io::Result<usize> {
     let mut total = 0;
     while buffer.start < buffer.cleared && sink.writable {
         let bytes = pool.bytes(buffer, buffer.start..buffer.cleared);
         let size = bytes.len();
-        let sent = sink.send(&[IoSlice::new(bytes)])?;
+        let sent = if more { sink.send_corked(bytes)? } else { sink.send(&[IoSlice::new(bytes)])? };
         if sent < size {
             // A short write has filled the socket; an event tells when there is room.
             sink.writable = false;
@@ -416,3 +451,6 @@ fn send_cleared(buffer: &mut Buffer, sink: &mut Endpoint, pool: &BufferPool) -> 
     }
     Ok(total)
 }
+
+#[cfg(test)]
+mod tests;

@@ -153,6 +153,17 @@ impl Ledger {
         }
     }
 
+    /// Whether what comes next is the rest of the line between two chunks, or of the first one's, extensions not counted.
+    #[inline]
+    pub fn is_in_chunk_line(&self) -> bool {
+        matches!(
+            self.state,
+            State::Chunked(
+                Chunked::DataCr | Chunked::DataLf | Chunked::Size { .. } | Chunked::SizeEnd { .. }
+            )
+        )
+    }
+
     /// Takes off content that the kernel has moved.
     ///
     /// # Panics

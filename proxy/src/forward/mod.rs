@@ -11,6 +11,8 @@ mod ledger;
 mod pipe;
 mod redirect;
 pub mod self_test;
+#[cfg(test)]
+mod testing;
 
 pub use buffer::{Buffer, BufferPool, EDIT_ROOM};
 pub use endpoint::{Endpoint, Received};

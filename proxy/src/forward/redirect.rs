@@ -154,6 +154,10 @@ impl Flow {
         // What was received before is not seen until the next segment comes, or somebody looks. It may show the error of a stop,
         // which the account tells as well.
         let _ = source.stream().peek(&mut [0u8; 1]);
+        if redirector.maps.account(slot).used == 0 {
+            sink.push(); // else what is redirected pushes what lies before it
+        }
+        sink.corked = false;
         Ok(Run { slot, cookie, base, total, debited: 0, limit, reset: None })
     }
 
@@ -237,6 +241,7 @@ impl Flow {
         if fresh > 0 {
             self.ledger.debit(fresh);
             self.redirected += fresh;
+            self.count_unseen(fresh);
             tools.metrics.add(Counter::BytesRedirected, fresh);
             tools.metrics.add(self.kind.redirected(), fresh);
         }

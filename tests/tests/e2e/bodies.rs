@@ -46,13 +46,16 @@ fn expect_moved(proxy: &Proxy, mode: RedirectMode, bytes: u64) {
     // What the kernel passed on last is counted when the worker has looked at it.
     let [copied, spliced, redirected] =
         until("all bytes are counted", || Some(moved()).filter(|moved| moved.iter().sum::<u64>() >= bytes));
-    // What came with a head is in a buffer already.
-    let most = bytes / 10 * 8;
     let shares = format!("{copied} copied, {spliced} spliced, {redirected} by sockmap of {bytes}");
-    match mode {
-        RedirectMode::Copy => assert_eq!(spliced + redirected, 0, "{shares}"),
-        RedirectMode::Sockmap if is_root() => assert!(redirected > most, "{shares}"),
-        _ => assert!(spliced > most, "{shares}"),
+    if mode == RedirectMode::Copy {
+        assert_eq!(spliced + redirected, 0, "{shares}");
+        return;
+    }
+    // What came with a head is in a buffer already, and of chunks userspace reads the lines.
+    assert!(copied < bytes / 100, "{shares}");
+    if mode == RedirectMode::Sockmap && is_root() {
+        // A backend that has closed cannot be redirected any more: what is in its receive queue then is spliced.
+        assert!(redirected > bytes / 10 * 8, "{shares}");
     }
 }
 

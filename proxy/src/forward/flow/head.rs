@@ -17,7 +17,7 @@ impl Flow {
     /// When the sink is gone.
     pub fn flush_own(&mut self, sink: &mut Endpoint, tools: &mut Tools<'_>) -> io::Result<bool> {
         let Some(mut pending) = self.pending.take() else { return Ok(true) };
-        let sent = send_cleared(&mut pending, sink, tools.buffers);
+        let sent = send_cleared(&mut pending, sink, tools.buffers, false);
         if sent.is_ok() && pending.is_empty() {
             tools.buffers.release(pending);
             return Ok(true);

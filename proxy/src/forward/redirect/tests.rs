@@ -1,22 +1,19 @@
 //! What nobody tells: bytes and ends that the kernel holds back because its parser was put off, and the error of a stop that looks
 //! like a full buffer.
 
-use std::io::{self, IoSlice, Write};
-use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};
+use std::io::{IoSlice, Write};
+use std::net::{Shutdown, TcpStream};
 use std::os::fd::{AsFd, OwnedFd};
-use std::thread::sleep;
-use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use underpass_command::state::RedirectMode;
 use underpass_loader::{LoadError, RedirectPrograms, has_unread, tcp_sent};
 
 use super::{Redirector, Run};
+use crate::forward::testing::{connection, until};
 use crate::forward::{BufferPool, Endpoint, Flow, Kind, Ledger, PipePool, Policy, Tools, TrailerLimits};
 use crate::http1::Framing;
 use crate::metrics::Block;
-
-const PATIENCE: Duration = Duration::from_secs(10);
 
 /// A source in the map whose bytes stay in its queue, and no account says that it has stopped: as it is while the kernel's
 /// parser is put off because the socket is in use.
@@ -58,22 +55,6 @@ impl PutOff {
 
     fn until_unread(&self) {
         until("it has come", || has_unread(self.source.as_fd()).unwrap());
-    }
-}
-
-fn connection() -> io::Result<(TcpStream, Endpoint)> {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
-    let far = TcpStream::connect(listener.local_addr()?)?;
-    let (near, _) = listener.accept()?;
-    near.set_nonblocking(true)?;
-    Ok((far, Endpoint::new(mio::net::TcpStream::from_std(near), false, true)))
-}
-
-fn until(what: &str, is_so: impl Fn() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
-    while !is_so() {
-        assert!(Instant::now() < deadline, "not in time: {what}");
-        sleep(Duration::from_millis(1));
     }
 }
 
