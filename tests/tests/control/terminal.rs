@@ -35,7 +35,10 @@ impl Terminal {
         let (inner, mut outer) = (pair.slave, File::from(pair.master));
         let before = tcgetattr(&inner).expect("a terminal").local_flags;
         let side = || inner.try_clone().expect("a descriptor");
-        let top = Command::new(executable())
+        // Who runs the tests in the background may have had SIGINT ignored, which programs inherit.
+        let top = Command::new("env")
+            .arg("--default-signal")
+            .arg(executable())
             .args(["top", "--socket"])
             .arg(proxy.client().socket())
             .stdin(side())
