@@ -117,7 +117,8 @@ pub struct Flow {
 impl Flow {
     /// A flow without a message.
     pub fn idle() -> Self {
-        let policy = Policy { mode: RedirectMode::Copy, splice_size_min: 0, sockmap_size_min: 0 };
+        let policy =
+            Policy { mode: RedirectMode::Copy, splice_size_min: 0, sockmap_size_min: 0, sockmap_size_max: 0 };
         Self::new(Kind::Response, Ledger::settled(), policy, false)
     }
 

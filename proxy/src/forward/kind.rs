@@ -26,13 +26,15 @@ pub struct Policy {
     pub splice_size_min: u64,
     /// In mode auto, the smallest rest worth a redirection by the kernel.
     pub sockmap_size_min: u64,
+    /// In mode auto, the largest body that is redirected by the kernel.
+    pub sockmap_size_max: u64,
 }
 
 impl Policy {
     /// The policy of a mode, with the thresholds that are configured.
     pub fn new(mode: RedirectMode, settings: &Settings) -> Self {
-        let Settings { splice_size_min, sockmap_size_min, .. } = *settings;
-        Self { mode, splice_size_min, sockmap_size_min }
+        let Settings { splice_size_min, sockmap_size_min, sockmap_size_max, .. } = *settings;
+        Self { mode, splice_size_min, sockmap_size_min, sockmap_size_max }
     }
 }
 

@@ -59,7 +59,10 @@ impl Flow {
             RedirectMode::Auto if matches!(self.kind, Kind::Tunnel | Kind::Tcp) => true,
             // Until the connection closes the size is not known.
             RedirectMode::Auto if left == u64::MAX => false,
-            RedirectMode::Auto => left >= self.policy.sockmap_size_min.max(SIZE_LEAST),
+            RedirectMode::Auto => {
+                let body = self.ledger.content().saturating_add(left);
+                left >= self.policy.sockmap_size_min.max(SIZE_LEAST) && body <= self.policy.sockmap_size_max
+            }
         }
     }
 

@@ -146,6 +146,7 @@ fn roomy(state: &mut State) {
 pub(crate) fn tight(setup: Setup) -> Setup {
     setup.with(|state| {
         state.settings.sockmap_size_min = 16 * 1024;
+        state.settings.sockmap_size_max = 1 << 40;
         let limits = &mut state.settings.limits;
         (limits.redirect_credit, limits.redirect_flows) = (64 * 1024, 60);
         (limits.buffer_size, limits.head_size_max, limits.target_size_max) = (4096, 4096, 2048);

@@ -101,6 +101,7 @@ fn auto_splices_the_next_bodies_of_a_client_that_was_slow() {
     let Some(setup) = redirecting(&backend) else { return };
     let worker = Worker::start(setup.redirect(RedirectMode::Auto).with(|state| {
         state.settings.sockmap_size_min = 128 * 1024;
+        state.settings.sockmap_size_max = 1 << 40;
         state.settings.limits.redirect_credit = 512 * 1024;
     }));
     let redirected = || worker.counter(Counter::BytesResponseRedirected);

@@ -31,6 +31,8 @@ pub struct Settings {
     pub splice_size_min: u64,
     /// In mode `auto`, the smallest rest of a body, in bytes, that is worth a redirection by sockmap.
     pub sockmap_size_min: u64,
+    /// In mode `auto`, the size in bytes beyond which a body takes longer by sockmap than it is worth.
+    pub sockmap_size_max: u64,
     /// The name of this proxy in `Via` fields (RFC 9110 section 7.6.3); empty leaves `Via` alone.
     pub via: String,
     /// Makes sticky cookies unreadable, the same for all proxies that share clients; empty: the machine's own.
@@ -57,6 +59,7 @@ impl Default for Settings {
             steering: SteeringPolicy::Cpu,
             splice_size_min: 32 * 1024,
             sockmap_size_min: 768 * 1024,
+            sockmap_size_max: 2 * 1024 * 1024,
             via: "underpass".into(),
             sticky_secret: String::new(),
             log: Log::default(),

@@ -106,6 +106,14 @@ pub(in crate::config) static ROOT: &[Key<Settings>] = &[
         "In mode auto, the smallest rest of a body that is worth a redirection by sockmap. Tunnels always are; \
          the next bodies to a peer that took longer than a second for a credit are not."
     ),
+    integer!(
+        "sockmap_size_max",
+        sockmap_size_max,
+        0..=TIB,
+        "bytes",
+        "In mode auto, the largest body that is redirected by sockmap. Larger ones are spliced: they would cost the \
+         worker less, but take longer, because the kernel waits for the clock's tick when a socket is full. Below sockmap_size_min, no body is."
+    ),
     text!(
         "via",
         via,

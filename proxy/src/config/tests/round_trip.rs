@@ -122,6 +122,7 @@ fn settings() -> impl Strategy<Value = Settings> {
                 steering,
                 splice_size_min: sizes.0,
                 sockmap_size_min: sizes.1,
+                sockmap_size_max: sizes.0,
                 via,
                 sticky_secret: secret,
                 log,

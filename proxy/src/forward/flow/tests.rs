@@ -53,7 +53,7 @@ impl Line {
         let ((far, source), (peer, sink)) = (connection().unwrap(), connection().unwrap());
         peer.set_nonblocking(true).unwrap();
         let ledger = Ledger::new(Framing::Chunked, TrailerLimits { size_max: 100, count_max: 1 });
-        let policy = Policy { mode, splice_size_min: 0, sockmap_size_min: 0 };
+        let policy = Policy { mode, splice_size_min: 0, sockmap_size_min: 0, sockmap_size_max: 0 };
         let mut buffers = BufferPool::new(2, BUFFER);
         buffers.reserve(2);
         Some(Self {

@@ -106,7 +106,8 @@ fn a_splice_that_meets_the_error_of_a_stop_is_tried_again() {
     until("it has come", || has_unread(source.as_fd()).unwrap());
     source.readable = true;
     let ledger = Ledger::new(Framing::Length(SIZE as u64), TrailerLimits { size_max: 0, count_max: 0 });
-    let policy = Policy { mode: RedirectMode::Splice, splice_size_min: 0, sockmap_size_min: 0 };
+    let policy =
+        Policy { mode: RedirectMode::Splice, splice_size_min: 0, sockmap_size_min: 0, sockmap_size_max: 0 };
     let mut flow = Flow::new(Kind::Tunnel, ledger, policy, false);
     let mut tools = Tools {
         buffers: &mut buffers,
@@ -130,7 +131,12 @@ fn what_a_backend_says_behind_its_response_is_seen_though_no_event_tells() {
             bench.far.write_all(b"x").unwrap();
             bench.until_unread();
         }
-        let policy = Policy { mode: RedirectMode::Sockmap, splice_size_min: 0, sockmap_size_min: 0 };
+        let policy = Policy {
+            mode: RedirectMode::Sockmap,
+            splice_size_min: 0,
+            sockmap_size_min: 0,
+            sockmap_size_max: 0,
+        };
         let mut flow = Flow::new(Kind::Response, Ledger::settled(), policy, false);
         let (slot, cookie) = (bench.slot, bench.cookie);
         flow.run = Some(Run { slot, cookie, base: 0, total: 0, debited: 0, limit: 0, reset: None });
@@ -145,4 +151,30 @@ fn what_a_backend_says_behind_its_response_is_seen_though_no_event_tells() {
         assert!(flow.end_run(&mut bench.source, &mut bench.sink, &mut tools).is_none());
         assert_eq!(bench.source.readable, says);
     }
+}
+
+#[test]
+fn in_mode_auto_bodies_neither_small_nor_large_are_redirected() {
+    let (_far, source) = connection().unwrap();
+    let policy = Policy {
+        mode: RedirectMode::Auto,
+        splice_size_min: 0,
+        sockmap_size_min: 50_000,
+        sockmap_size_max: 90_000,
+    };
+    let limits = TrailerLimits { size_max: 0, count_max: 0 };
+    let flow = |size| Flow::new(Kind::Response, Ledger::new(Framing::Length(size), limits), policy, false);
+    for (size, is_wanted) in [(49_999, false), (50_000, true), (90_000, true), (90_001, false)] {
+        assert_eq!(flow(size).wants_redirection(&source), is_wanted, "{size}");
+    }
+    // Neither is the end of a large one.
+    let mut large = flow(120_000);
+    large.ledger.debit(60_000);
+    assert!(!large.wants_redirection(&source));
+    // What is left of one that is not large is, as long as it is worth it.
+    let mut other = flow(90_000);
+    other.ledger.debit(40_000);
+    assert!(other.wants_redirection(&source));
+    other.ledger.debit(1);
+    assert!(!other.wants_redirection(&source));
 }
