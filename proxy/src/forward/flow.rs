@@ -117,9 +117,7 @@ pub struct Flow {
 impl Flow {
     /// A flow without a message.
     pub fn idle() -> Self {
-        let policy =
-            Policy { mode: RedirectMode::Copy, splice_size_min: 0, sockmap_size_min: 0, sockmap_size_max: 0 };
-        Self::new(Kind::Response, Ledger::settled(), policy, false)
+        Self::new(Kind::Response, Ledger::settled(), Policy::fixed(RedirectMode::Copy), false)
     }
 
     /// A flow for a message. The policy is kept until its end, however the configuration changes.

@@ -31,6 +31,11 @@ pub struct Policy {
 }
 
 impl Policy {
+    /// The policy of a mode that asks for no thresholds: any but auto.
+    pub fn fixed(mode: RedirectMode) -> Self {
+        Self { mode, splice_size_min: 0, sockmap_size_min: 0, sockmap_size_max: 0 }
+    }
+
     /// The policy of a mode, with the thresholds that are configured.
     pub fn new(mode: RedirectMode, settings: &Settings) -> Self {
         let Settings { splice_size_min, sockmap_size_min, sockmap_size_max, .. } = *settings;

@@ -144,12 +144,7 @@ impl<'a> Line<'a> {
             end.set_nonblocking(true)?;
         }
         let limits = TrailerLimits { size_max: 0, count_max: 0 };
-        let policy = Policy {
-            mode: RedirectMode::Sockmap,
-            splice_size_min: u64::MAX,
-            sockmap_size_min: u64::MAX,
-            sockmap_size_max: 0,
-        };
+        let policy = Policy::fixed(RedirectMode::Sockmap);
         let flow = Flow::new(kind, Ledger::new(Framing::Length(length), limits), policy, false);
         let now = Instant::now();
         Ok(Self {

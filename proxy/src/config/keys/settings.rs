@@ -112,7 +112,8 @@ pub(in crate::config) static ROOT: &[Key<Settings>] = &[
         0..=TIB,
         "bytes",
         "In mode auto, the largest body that is redirected by sockmap. Larger ones are spliced: they would cost the \
-         worker less, but take longer, because the kernel waits for the clock's tick when a socket is full. Below sockmap_size_min, no body is."
+         worker less, but take longer, because the kernel waits for the clock's tick when a socket is full. \
+         Below sockmap_size_min, no body is."
     ),
     text!(
         "via",

@@ -5,10 +5,10 @@ use std::net::TcpStream;
 use std::os::fd::AsFd;
 
 use underpass_command::state::RedirectMode;
-use underpass_loader::{LoadError, RedirectPrograms, tcp_sent};
+use underpass_loader::{RedirectPrograms, tcp_sent};
 
 use super::{CHUNK_LINE_READ, Flow, Moved, Progress, Tools};
-use crate::forward::testing::{connection, until};
+use crate::forward::testing::{connection, redirector, until};
 use crate::forward::{BufferPool, Endpoint, Kind, Ledger, PipePool, Policy, Redirector, TrailerLimits};
 use crate::http1::Framing;
 use crate::metrics::Block;
@@ -34,26 +34,14 @@ struct Line {
 impl Line {
     /// None where kernel or privileges do not allow the mode.
     fn new(mode: RedirectMode, test: &str) -> Option<Self> {
-        let mut programs = None;
-        if mode == RedirectMode::Sockmap {
-            match RedirectPrograms::load(1) {
-                Ok(loaded) => programs = Some(loaded),
-                Err(error @ LoadError::Unavailable { .. }) => {
-                    println!("SKIP {test}: {error}");
-                    return None;
-                }
-                Err(error) => panic!("loading: {error}"),
-            }
-        }
-        let redirector = programs.as_ref().map(|programs: &RedirectPrograms| {
-            let descriptors: Vec<_> =
-                programs.descriptors().into_iter().map(|fd| fd.try_clone_to_owned().unwrap()).collect();
-            Redirector::open(descriptors.try_into().unwrap(), 1024 * 1024).unwrap()
-        });
+        let (programs, redirector) = match mode {
+            RedirectMode::Sockmap => redirector(1024 * 1024, test)
+                .map(|(programs, redirector)| (Some(programs), Some(redirector)))?,
+            _ => (None, None),
+        };
         let ((far, source), (peer, sink)) = (connection().unwrap(), connection().unwrap());
         peer.set_nonblocking(true).unwrap();
         let ledger = Ledger::new(Framing::Chunked, TrailerLimits { size_max: 100, count_max: 1 });
-        let policy = Policy { mode, splice_size_min: 0, sockmap_size_min: 0, sockmap_size_max: 0 };
         let mut buffers = BufferPool::new(2, BUFFER);
         buffers.reserve(2);
         Some(Self {
@@ -66,7 +54,7 @@ impl Line {
             source,
             sink,
             peer,
-            flow: Flow::new(Kind::Response, ledger, policy, false),
+            flow: Flow::new(Kind::Response, ledger, Policy::fixed(mode), false),
         })
     }
 

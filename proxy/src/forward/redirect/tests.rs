@@ -3,14 +3,14 @@
 
 use std::io::{IoSlice, Write};
 use std::net::{Shutdown, TcpStream};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use underpass_command::state::RedirectMode;
-use underpass_loader::{LoadError, RedirectPrograms, has_unread, tcp_sent};
+use underpass_loader::{RedirectPrograms, has_unread, tcp_sent};
 
 use super::{Redirector, Run};
-use crate::forward::testing::{connection, until};
+use crate::forward::testing::{connection, redirector, until};
 use crate::forward::{BufferPool, Endpoint, Flow, Kind, Ledger, PipePool, Policy, Tools, TrailerLimits};
 use crate::http1::Framing;
 use crate::metrics::Block;
@@ -31,17 +31,7 @@ struct PutOff {
 impl PutOff {
     /// None where kernel or privileges do not allow it.
     fn new(test: &str) -> Option<Self> {
-        let programs = match RedirectPrograms::load(1) {
-            Ok(programs) => programs,
-            Err(error @ LoadError::Unavailable { .. }) => {
-                println!("SKIP {test}: {error}");
-                return None;
-            }
-            Err(error) => panic!("loading: {error}"),
-        };
-        let descriptors: Vec<OwnedFd> =
-            programs.descriptors().into_iter().map(|fd| fd.try_clone_to_owned().unwrap()).collect();
-        let mut redirector = Redirector::open(descriptors.try_into().unwrap(), 4096).unwrap();
+        let (programs, mut redirector) = redirector(4096, test)?;
         let ((far, mut source), (peer, sink)) = (connection().unwrap(), connection().unwrap());
         let (slot, cookie) = source.account(&mut redirector).unwrap().unwrap();
         redirector.maps.open_account(slot, 0, 0);
@@ -106,8 +96,7 @@ fn a_splice_that_meets_the_error_of_a_stop_is_tried_again() {
     until("it has come", || has_unread(source.as_fd()).unwrap());
     source.readable = true;
     let ledger = Ledger::new(Framing::Length(SIZE as u64), TrailerLimits { size_max: 0, count_max: 0 });
-    let policy =
-        Policy { mode: RedirectMode::Splice, splice_size_min: 0, sockmap_size_min: 0, sockmap_size_max: 0 };
+    let policy = Policy::fixed(RedirectMode::Splice);
     let mut flow = Flow::new(Kind::Tunnel, ledger, policy, false);
     let mut tools = Tools {
         buffers: &mut buffers,
@@ -131,12 +120,7 @@ fn what_a_backend_says_behind_its_response_is_seen_though_no_event_tells() {
             bench.far.write_all(b"x").unwrap();
             bench.until_unread();
         }
-        let policy = Policy {
-            mode: RedirectMode::Sockmap,
-            splice_size_min: 0,
-            sockmap_size_min: 0,
-            sockmap_size_max: 0,
-        };
+        let policy = Policy::fixed(RedirectMode::Sockmap);
         let mut flow = Flow::new(Kind::Response, Ledger::settled(), policy, false);
         let (slot, cookie) = (bench.slot, bench.cookie);
         flow.run = Some(Run { slot, cookie, base: 0, total: 0, debited: 0, limit: 0, reset: None });
